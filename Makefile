@@ -1,0 +1,69 @@
+# 'make demo' and 'make test' work from a fresh clone: they make .venv and install what they need.
+# PYTHON=..., TORCH=... and TORCH_PIP_ARGS=... are passed on to scripts/setup.sh, which says what they mean.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types unit bench doctor clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := scripts/setup.sh
+INPUTS := pyproject.toml constraints.txt $(SETUP)
+DEMO_ARGS ?= --plot demo.png --json demo.json
+BENCH_ARGS ?= --help
+PYTEST_ARGS ?=
+
+export PYTHON TORCH TORCH_PIP_ARGS
+
+help:
+	@echo "make demo     embed real sentences from 8 threads: plain threads, a lock, a batch queue side by side"
+	@echo "make test     lint, types and tests"
+	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make format   let ruff mend and format the code"
+	@echo "make bench    steelworks bench for a model of your own, with BENCH_ARGS=\"--model package.module:factory\""
+	@echo "make doctor   what device, torch and hazards apply on this machine"
+	@echo "make clean    remove .venv and all that tools have written"
+
+$(VENV)/stamp-demo: $(INPUTS)
+	@echo "== setting up (once; re-runs skip this)"
+	@sh $(SETUP) demo
+
+$(VENV)/stamp-test: $(INPUTS)
+	@echo "== setting up (once; re-runs skip this)"
+	@sh $(SETUP) test
+
+demo: $(VENV)/stamp-demo
+	@echo "== demo: one model, 8 threads, real sentences"
+	@$(BIN)/steelworks demo $(DEMO_ARGS)
+
+doctor: $(VENV)/stamp-demo
+	@$(BIN)/steelworks doctor
+
+bench: $(VENV)/stamp-demo
+	@$(BIN)/steelworks bench $(BENCH_ARGS)
+
+lint: $(VENV)/stamp-test
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+unit: $(VENV)/stamp-test
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test: $(VENV)/stamp-test
+	@echo "== test: lint, types, then the tests"
+	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit; \
+		then echo "verdict: make test passed (ruff, mypy and pytest)"; \
+		else echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
+
+format: $(VENV)/stamp-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

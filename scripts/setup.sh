@@ -1,0 +1,146 @@
+#!/bin/sh
+# Make .venv ready for 'make demo' or 'make test': find a Python, make the environment,
+# install torch first, then this package with the extras that the target needs.
+#
+#   scripts/setup.sh demo|test
+#
+# Variables that it reads:
+#   PYTHON            the interpreter to use; without it the first fitting one on PATH
+#   TORCH             auto (default): a CUDA build that PYTHON can import is used as it is,
+#                     otherwise the version in constraints.txt is installed;
+#                     installed: use the torch that PYTHON can import, whatever its build;
+#                     pinned: always install the version in constraints.txt
+#   TORCH_PIP_ARGS    extra arguments for the one 'pip install' of torch, for example an index of CPU builds
+set -eu
+cd "$(dirname "$0")/.."
+
+VENV=.venv
+LOWEST_TORCH="2.11"
+TARGET="${1:-}"
+case "$TARGET" in
+    demo) EXTRAS="demo" ;;
+    test) EXTRAS="demo,serve,dev" ;;
+    *) echo "setup: '$TARGET' is not a target; allowed are demo and test" >&2; exit 2 ;;
+esac
+TORCH="${TORCH:-auto}"
+case "$TORCH" in
+    auto | installed | pinned) ;;
+    *) echo "setup: TORCH=$TORCH; allowed are auto, installed and pinned" >&2; exit 2 ;;
+esac
+
+say() { echo "setup: $*"; }
+fail() {
+    echo "setup: FAILED: $1" >&2
+    shift
+    for line in "$@"; do echo "setup:   $line" >&2; done
+    exit 1
+}
+
+fits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        fits "$PYTHON" || fail "PYTHON=$PYTHON is no working Python 3.11 or newer" "Set PYTHON to one that is."
+        echo "$PYTHON"
+        return
+    fi
+    # python3 first: it is the one that the user, a conda environment or pyenv chose.
+    for name in python3 python3.13 python3.12 python3.11 python3.14 python; do
+        if command -v "$name" >/dev/null 2>&1 && fits "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer found (looked for python3, python3.11 to python3.14 and python on PATH)" \
+        "Debian, Ubuntu: apt install python3 python3-venv" \
+        "macOS: brew install python@3.13, or the installer from python.org" \
+        "Or name one: make $TARGET PYTHON=/path/to/python3.12"
+}
+
+make_venv() {
+    "$BASE" -c 'import venv, ensurepip' >/dev/null 2>&1 || fail \
+        "$BASE has no 'venv' module (or lacks 'ensurepip')" \
+        "Debian, Ubuntu: apt install python3-venv (or python3.N-venv for your 3.N)"
+    rm -rf "$VENV"
+    "$BASE" -m venv "$@" "$VENV" || fail "could not make $VENV with $BASE -m venv"
+}
+
+# Prints the version of a torch that may be used as it is, or nothing.
+usable_torch() {
+    "$1" - "$TORCH" "$LOWEST_TORCH" 2>/dev/null <<'PYTHON_END' || true
+import re
+import sys
+
+import torch
+
+policy, lowest = sys.argv[1:]
+as_numbers = lambda version: tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+if as_numbers(torch.__version__) >= as_numbers(lowest) and (policy == "installed" or torch.version.cuda):
+    print(torch.__version__)
+PYTHON_END
+}
+
+if [ "$(uname -s)" = "Darwin" ] && [ "$(uname -m)" = "x86_64" ]; then
+    fail "PyTorch $LOWEST_TORCH has no builds for Macs with an Intel processor" \
+        "On an Apple-silicon Mac use a native (arm64) Python, not one under Rosetta."
+fi
+
+BASE="$(find_python)" || exit 1
+# With .venv activated, python3 is the one that is about to be replaced: step back to the one it was made from.
+BASE="$("$BASE" -c '
+import os, sys
+own = os.path.realpath(sys.prefix) == os.path.realpath(sys.argv[1])
+print(getattr(sys, "_base_executable", sys.executable) if own else sys.argv[2])' "$VENV" "$BASE")"
+
+FOUND_TORCH=""
+if [ "$TORCH" != "pinned" ]; then FOUND_TORCH="$(usable_torch "$BASE")"; fi
+if [ "$TORCH" = "installed" ] && [ -z "$FOUND_TORCH" ]; then
+    fail "TORCH=installed, but $BASE can't import a torch of at least $LOWEST_TORCH"
+fi
+
+# An environment is reused when it works and was made from the same interpreter and torch.
+IDENTITY="$("$BASE" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)') torch=${FOUND_TORCH:-pinned}"
+if [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
+    [ "$(cat "$VENV/steelworks-made-from" 2>/dev/null)" = "$IDENTITY" ]; then
+    say "using the environment in $VENV ($("$VENV/bin/python" --version))"
+else
+    say "making the environment in $VENV with $BASE ($("$BASE" --version 2>&1))"
+    if [ -n "$FOUND_TORCH" ]; then
+        make_venv --system-site-packages
+        if [ "$(usable_torch "$VENV/bin/python")" != "$FOUND_TORCH" ]; then
+            # BASE is itself a virtual environment: its packages are reached through a path file.
+            "$BASE" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent.parent)' \
+                >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/installed-torch.pth"
+        fi
+        [ "$(usable_torch "$VENV/bin/python")" = "$FOUND_TORCH" ] ||
+            fail "torch $FOUND_TORCH of $BASE can't be imported from $VENV" "Try: make $TARGET TORCH=pinned"
+    else
+        make_venv
+    fi
+    echo "$IDENTITY" >"$VENV/steelworks-made-from"
+fi
+
+PIP="$VENV/bin/python -m pip --disable-pip-version-check"
+CONSTRAINTS="$VENV/steelworks-constraints.txt"
+if [ -n "$FOUND_TORCH" ]; then
+    say "torch $FOUND_TORCH is installed already and is used as it is"
+    { grep -v '^torch==' constraints.txt; echo "torch==$FOUND_TORCH"; } >"$CONSTRAINTS"
+else
+    cp constraints.txt "$CONSTRAINTS"
+    PINNED="$(grep '^torch==' constraints.txt)"
+    say "installing $PINNED (a large download the first time)"
+    # shellcheck disable=SC2086  # both hold several words on purpose
+    $PIP install --quiet ${TORCH_PIP_ARGS:-} "$PINNED" || fail "pip could not install $PINNED" \
+        "There may be no build of it for $("$BASE" --version 2>&1) on $(uname -sm);" \
+        "name another interpreter: make $TARGET PYTHON=python3.12"
+fi
+
+say "installing steelworks[$EXTRAS] under constraints.txt"
+# shellcheck disable=SC2086
+$PIP install --quiet --constraint "$CONSTRAINTS" --editable ".[$EXTRAS]" ||
+    fail "pip could not install steelworks[$EXTRAS]" "Its own message is above."
+
+# The environment for the tests holds all that the demo needs.
+touch "$VENV/stamp-demo"
+if [ "$TARGET" = "test" ]; then touch "$VENV/stamp-test"; fi
+say "ready: $("$VENV/bin/python" -c 'import sys, torch; print("Python", sys.version.split()[0] + ", torch", torch.__version__)')"

@@ -1,0 +1,22 @@
+"""Steelworks: call one PyTorch model from many threads, safely and fast.
+
+See :class:`BatchQueue` (the queue), :func:`batch_inference` (its short form), :func:`plan` (a model made ready
+for one device) and :class:`StreamPool` (a stream for each thread).
+"""
+
+from __future__ import annotations
+
+from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference
+from steelworks.plans import Padding, Plan, plan
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "BatchQueue",
+    "Padding",
+    "Plan",
+    "QueueOptions",
+    "QueueStatistics",
+    "batch_inference",
+    "plan",
+]

@@ -1,0 +1,541 @@
+"""The scheduler: all state that threads share, behind one lock, changed in a few named steps.
+
+The steps (each between ``seam.before`` and ``seam.after``) and what they promise:
+
+* ``Submit``: a request is accepted (pending, or parked over ``max_pending``), refused, or it displaces the
+  oldest. An idle worker is woken if there is one.
+* ``Take``: a worker removes the next batch; its requests are running. Parked requests move up.
+* ``Park``: a worker that found nothing goes to sleep; a later Submit wakes it. No wake-up is lost because
+  both happen under the lock.
+* ``End``: requests move to ENDED, each exactly once (I2): whoever finds a request ended leaves it alone.
+* ``Retry``: running requests of a dead worker go back to wait, once, to run alone.
+* ``Close``: no more requests are accepted; workers leave when nothing waits.
+
+Nothing is compiled, captured, copied or delivered under the lock (I4).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from steelworks import seam
+from steelworks.batching._pending import Pending
+from steelworks.batching._request import (
+    CANCELLED,
+    COMPLETED,
+    DROPPED,
+    ENDED,
+    EXPIRED,
+    FAILED,
+    PARKED,
+    PENDING,
+    RUNNING,
+    Request,
+    deliver,
+)
+from steelworks.batching.options import QueueOptions
+from steelworks.batching.statistics import ROWS_EDGES, SECONDS_EDGES, Histogram, QueueStatistics
+from steelworks.errors import (
+    DeadlineExceededError,
+    ForkedProcessError,
+    QueueClosedError,
+    QueueFullError,
+    SteelworksError,
+)
+from steelworks.plans.plan import Plan
+
+logger = logging.getLogger("steelworks.batching")
+
+OPEN, CLOSING, CLOSED, BROKEN, FORKED = "open", "closing", "closed", "broken", "forked"
+
+
+class Sleeper:
+    """How a worker sleeps: a lock that is held while asleep, and how many rows would wake it."""
+
+    __slots__ = ("need", "wake")
+
+    def __init__(self) -> None:
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.need = 1
+
+
+class Scheduler:
+    """Requests, their order and their ends. Workers and callers meet here."""
+
+    def __init__(self, plan: Plan, options: QueueOptions, workers: int) -> None:
+        self.plan = plan
+        self.options = options
+        self.workers = workers
+        self.lock = threading.Lock()
+        self.state = OPEN
+        self.cause: BaseException | None = None
+        self._pending = Pending()
+        self._parked: deque[Request] = deque()
+        self._parked_live = 0
+        self._idle: deque[Sleeper] = deque()
+        self._running = 0
+        self._running_rows = 0
+        self._busy = 0
+        self._all_ended = threading.Condition(self.lock)
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._ticks = itertools.count()
+        self.clock_wanted = threading.Event()  # the supervisor sleeps on it
+        self._crowd = 0.0  # requests in flight lately, for max_wait
+        # counters
+        self._accepted = 0
+        self._rejected = 0
+        self._ended = {COMPLETED: 0, FAILED: 0, CANCELLED: 0, EXPIRED: 0, DROPPED: 0}
+        self.retries = 0
+        self.replaced = 0
+        self._batches = 0
+        self._rows = 0
+        self._batch_rows = Histogram(ROWS_EDGES)
+        self._wait = Histogram(SECONDS_EDGES)
+        self._run = Histogram(SECONDS_EDGES)
+        self._total = Histogram(SECONDS_EDGES)
+
+    # ---------------------------------------------------------------- callers
+
+    def submit(self, request: Request, clocked: bool = False) -> bool:
+        """Accept ``request``; True if it waits over ``max_pending`` (parked).
+
+        Args:
+            request: the request; ``request.deadline`` is set if it has one.
+            clocked: end the request at its deadline even if nobody comes to ask.
+
+        Raises:
+            QueueClosedError: the queue is closing, closed or broken.
+            ForkedProcessError: this is a forked child; the workers stayed in the parent.
+            QueueFullError: ``max_pending`` requests wait and ``overflow`` is ``"reject"``.
+        """
+        seam.before("Submit", self)
+        dropped: Request | None = None
+        wake: Sleeper | None = None
+        with self.lock:
+            if self.state is not OPEN:
+                raise self.closed_error()
+            parked = False
+            if self._pending.count >= self.options.max_pending:
+                if self.options.overflow == "reject":
+                    self._rejected += 1
+                    raise QueueFullError(
+                        f"{self._pending.count} requests wait already (max_pending={self.options.max_pending}); send fewer, "
+                        "raise max_pending, or use overflow='block'"
+                    )
+                if self.options.overflow == "drop_oldest":
+                    dropped = self._pending.oldest()
+                    assert dropped is not None
+                    self._end_one(dropped, DROPPED, None, QueueFullError(
+                        f"dropped to make room: {self.options.max_pending} requests waited (overflow='drop_oldest')"
+                    ))  # fmt: skip
+                else:
+                    parked = True
+            self._accepted += 1
+            if clocked and request.deadline is not None:
+                heapq.heappush(self._deadlines, (request.deadline, next(self._ticks), request))
+                if self._deadlines[0][2] is request:
+                    self.clock_wanted.set()
+            if parked:
+                request.state = PARKED
+                self._parked.append(request)
+                self._parked_live += 1
+            else:
+                self._pending.add(request)
+                if self._idle:
+                    wake = self._sleeper_to_wake()
+        if wake is not None:
+            wake.wake.release()
+        seam.after("Submit", self, request=request, parked=parked, dropped=dropped, woke=wake is not None)
+        if dropped is not None:
+            deliver([dropped])
+        return parked
+
+    def submit_many(self, requests: Sequence[Request]) -> None:
+        """Accept requests of one ``map`` at once; those over ``max_pending`` are parked."""
+        seam.before("Submit", self)
+        sleepers = []
+        with self.lock:
+            if self.state is not OPEN:
+                raise self.closed_error()
+            room = self.options.max_pending - self._pending.count
+            self._accepted += len(requests)
+            for place, request in enumerate(requests):
+                if place < room:
+                    self._pending.add(request)
+                else:
+                    request.state = PARKED
+                    self._parked.append(request)
+                    self._parked_live += 1
+            for _ in range(min(len(self._idle), len(requests))):
+                sleeper = self._sleeper_to_wake()
+                if sleeper is not None:
+                    sleepers.append(sleeper)
+        for sleeper in sleepers:
+            sleeper.wake.release()
+        seam.after("Submit", self, requests=len(requests), woke=len(sleepers))
+
+    def cancel(self, request: Request, error: BaseException | None = None) -> bool:
+        """End a request that has not started, as cancelled; False if it runs or has ended."""
+        seam.before("End", self)
+        with self.lock:
+            done = request.state in (PENDING, PARKED)
+            if done:
+                self._end_one(request, CANCELLED, None, error)
+        seam.after("End", self, request=request, outcome=request.outcome)
+        if done:
+            deliver([request])
+        return done
+
+    def withdraw(self, request: Request) -> bool:
+        """The blocked caller of a request gives up (deadline, interrupt); False if it has ended.
+
+        A running request ends too: its result will be thrown away. Nothing is delivered, since the
+        caller itself asks.
+        """
+        seam.before("End", self)
+        with self.lock:
+            done = request.state != ENDED
+            if done:
+                expired = request.deadline is not None and time.perf_counter() >= request.deadline
+                self._end_one(request, EXPIRED if expired else CANCELLED, None, None)
+        seam.after("End", self, request=request, outcome=request.outcome)
+        return done
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until every accepted request has ended; False on timeout."""
+        with self.lock:
+            return self._all_ended.wait_for(lambda: self._alive() == 0, timeout)
+
+    # ---------------------------------------------------------------- workers
+
+    def take(self, sleeper: Sleeper, wait: bool) -> list[Request] | None:
+        """The next batch; its requests are running. None: nothing now, or (``wait``) leave for good."""
+        while True:
+            seam.before("Take", self)
+            gather = 0.0
+            skipped: list[Request] = []
+            other: Sleeper | None = None
+            with self.lock:
+                batch = []
+                if self._pending.count:
+                    gather = self._worth_waiting(sleeper) if wait else 0.0
+                    if gather == 0.0:
+                        batch = self._take(skipped)
+                        if self._pending.count and self._idle:
+                            other = self._sleeper_to_wake()
+                if not batch and not gather:
+                    if not wait or (self.state is not OPEN and not self._alive_waiting()):
+                        if not skipped:
+                            seam.after("Take", self, batch=None)
+                            return None
+                    elif not skipped:
+                        sleeper.need = 1
+                        self._idle.append(sleeper)
+                elif gather:
+                    self._idle.append(sleeper)
+            if other is not None:
+                other.wake.release()
+            if skipped:
+                deliver(skipped)
+            if batch:
+                seam.after("Take", self, batch=batch)
+                return batch
+            if skipped:
+                continue
+            seam.after("Take", self, batch=[])
+            if gather:
+                if not sleeper.wake.acquire(timeout=gather):
+                    self._stop_gathering(sleeper)
+            else:
+                sleeper.wake.acquire()
+
+    def _take(self, skipped: list[Request]) -> list[Request]:
+        options = self.options
+        limit = options.max_batch_size
+        if self.workers > 1:
+            # Leave the other workers their share of what is in flight.
+            share = -(-(self._pending.rows + self._running_rows) // self.workers)
+            limit = max(1, min(limit, share))
+        now = time.perf_counter()
+        batch: list[Request] = []
+        for request in self._pending.take(self.plan, limit):
+            if request.deadline is not None and request.deadline <= now:
+                self._finish(request, EXPIRED, None, _expired(request))
+                skipped.append(request)
+            elif request.sink.abandoned(request):
+                self._finish(request, CANCELLED, None, None)
+                skipped.append(request)
+            else:
+                request.state = RUNNING
+                request.started = now
+                batch.append(request)
+        self._running += len(batch)
+        self._running_rows += sum(request.rows for request in batch)
+        self._admit()
+        crowd = self._pending.rows + self._running_rows
+        self._crowd = max(float(crowd), self._crowd * 0.9)
+        return batch
+
+    def _admit(self) -> None:
+        """Move parked requests up while there is room."""
+        while self._parked and self._pending.count < self.options.max_pending:
+            request = self._parked.popleft()
+            if request.state == PARKED:
+                self._parked_live -= 1
+                request.state = PENDING
+                self._pending.add(request)
+                if request.admitted is not None:
+                    request.admitted.set()
+
+    def _worth_waiting(self, sleeper: Sleeper) -> float:
+        """Seconds to wait for more requests before the next batch, 0.0 for none."""
+        if self.options.max_wait <= 0.0 or self.state is not OPEN or sleeper.need > 1:
+            sleeper.need = 1
+            return 0.0
+        share = min(int(self._crowd - self._running_rows), self.options.max_batch_size)
+        if self.workers > 1:
+            share = min(share, -(-int(self._crowd) // self.workers))
+        if self._pending.rows >= share:
+            return 0.0
+        sleeper.need = share
+        return self.options.max_wait
+
+    def _stop_gathering(self, sleeper: Sleeper) -> None:
+        """The wait was in vain: expect fewer from now on."""
+        with self.lock:
+            try:
+                self._idle.remove(sleeper)
+            except ValueError:  # woken in this very moment: take the wake-up along
+                sleeper.wake.acquire()
+            self._crowd = float(self._pending.rows + self._running_rows)
+
+    def _sleeper_to_wake(self) -> Sleeper | None:
+        for place, sleeper in enumerate(self._idle):
+            if sleeper.need <= self._pending.rows:
+                del self._idle[place]
+                return sleeper
+        return None
+
+    def complete(self, requests: Sequence[Request], results: Sequence[Any], started: float) -> None:
+        """End running requests with their results and deliver them."""
+        seam.before("End", self)
+        now = time.perf_counter()
+        ended: list[Request] = []
+        with self.lock:
+            rows = 0
+            for request, result in zip(requests, results, strict=True):
+                reading = request.reading
+                request.reading = None
+                if request.state == RUNNING:
+                    assert reading is not None
+                    rows += reading.rows
+                    request.state = ENDED
+                    request.outcome = COMPLETED
+                    request.result = result
+                    ended.append(request)
+            self._running -= len(ended)
+            self._running_rows -= rows
+            self._ended[COMPLETED] += len(ended)
+            self._batches += 1
+            self._rows += rows
+            self._batch_rows.observe(rows)
+            self._run.observe(now - started)
+            waits = [started - request.arrived for request in ended]
+            waits.sort()
+            self._wait.observe_sorted(waits)
+            run = now - started
+            self._total.observe_sorted([wait + run for wait in waits])
+            if not self._alive():
+                self._all_ended.notify_all()
+        seam.after("End", self, requests=ended, outcome=COMPLETED)
+        deliver(ended)
+
+    def fail(self, requests: Sequence[Request], errors: Sequence[BaseException], outcome: str = FAILED) -> None:
+        """End requests that have not ended yet with their exceptions, and deliver them."""
+        seam.before("End", self)
+        ended: list[Request] = []
+        with self.lock:
+            for request, error in zip(requests, errors, strict=True):
+                if request.state != ENDED:
+                    self._end_one(request, outcome, None, error)
+                    ended.append(request)
+        seam.after("End", self, requests=ended, outcome=outcome)
+        deliver(ended)
+
+    def retry(self, requests: Sequence[Request]) -> None:
+        """Running requests of a dead worker wait again, each to run alone."""
+        seam.before("Retry", self)
+        wake: Sleeper | None = None
+        with self.lock:
+            for request in requests:
+                if request.state == RUNNING:
+                    self._running -= 1
+                    self._running_rows -= request.rows
+                    request.state = PENDING
+                    request.solo = True
+                    request.attempts += 1
+                    self._pending.add(request)
+            if self._pending.count:
+                wake = self._sleeper_to_wake()
+        if wake is not None:
+            wake.wake.release()
+        seam.after("Retry", self, requests=list(requests))
+
+    def alone(self) -> bool:
+        """Whether the calling worker has the only running batch and nothing waits."""
+        return self._busy == 1 and not self._pending.count
+
+    def busy(self, change: int) -> None:
+        """Count workers that run a batch."""
+        with self.lock:
+            self._busy += change
+
+    # ---------------------------------------------------------------- time and closing
+
+    def expire(self, now: float) -> float | None:
+        """End every request whose deadline has passed; when the next one passes, or None."""
+        seam.before("End", self)
+        ended: list[Request] = []
+        with self.lock:
+            heap = self._deadlines
+            while heap and (heap[0][0] <= now or heap[0][2].state == ENDED):
+                request = heapq.heappop(heap)[2]
+                if request.state != ENDED:
+                    self._end_one(request, EXPIRED, None, _expired(request))
+                    ended.append(request)
+            upcoming = heap[0][0] if heap else None
+        seam.after("End", self, requests=ended, outcome=EXPIRED)
+        deliver(ended)
+        return upcoming
+
+    def close(self, cancel_pending: bool) -> None:
+        """Accept nothing more; with ``cancel_pending`` end what has not started."""
+        seam.before("Close", self)
+        ended: list[Request] = []
+        with self.lock:
+            if self.state is OPEN:
+                self.state = CLOSING
+            if cancel_pending:
+                for request in [*self._pending, *(r for r in self._parked if r.state == PARKED)]:
+                    self._end_one(request, CANCELLED, None, QueueClosedError("the queue was closed before the request ran"))
+                    ended.append(request)
+            sleepers = list(self._idle)
+            self._idle.clear()
+        for sleeper in sleepers:
+            sleeper.wake.release()
+        self.clock_wanted.set()
+        seam.after("Close", self, cancelled=len(ended))
+        deliver(ended)
+
+    def finish_closing(self) -> None:
+        """All workers have left."""
+        with self.lock:
+            if self.state is CLOSING:
+                self.state = CLOSED
+
+    def break_down(self, cause: BaseException) -> None:
+        """No worker can run any more: end everything with ``cause`` and refuse what comes."""
+        seam.before("Close", self)
+        with self.lock:
+            self.state = BROKEN
+            self.cause = cause
+            waiting = [*self._pending, *(r for r in self._parked if r.state == PARKED)]
+            for request in waiting:
+                self._end_one(request, FAILED, None, self.closed_error())
+            sleepers = list(self._idle)
+            self._idle.clear()
+        for sleeper in sleepers:
+            sleeper.wake.release()
+        seam.after("Close", self, failed=len(waiting))
+        deliver(waiting)
+
+    def forked(self) -> None:
+        """This is a forked child: the workers, and whoever held the lock, stayed in the parent."""
+        self.lock = threading.Lock()
+        self._all_ended = threading.Condition(self.lock)
+        self.state = FORKED
+
+    def closed_error(self) -> SteelworksError:
+        """The error for a request that comes too late."""
+        if self.state is FORKED:
+            return ForkedProcessError(
+                "the queue was made before fork(); its workers stayed in the parent: make a queue in the child, or start "
+                "processes with the 'spawn' method"
+            )
+        if self.state is BROKEN:
+            error = QueueClosedError(f"the queue stopped working ({self.cause}); make a new one")
+            error.__cause__ = self.cause
+            return error
+        return QueueClosedError(f"the queue is {self.state}; make a new one, or send requests before close()")
+
+    def statistics(self) -> QueueStatistics:
+        """A consistent snapshot."""
+        with self.lock:
+            return QueueStatistics(
+                accepted=self._accepted,
+                rejected=self._rejected,
+                pending=self._pending.count + self._parked_live,
+                running=self._running,
+                batches=self._batches,
+                rows=self._rows,
+                retries=self.retries,
+                workers=self.workers,
+                workers_replaced=self.replaced,
+                batch_rows=self._batch_rows.snapshot(),
+                wait_seconds=self._wait.snapshot(),
+                run_seconds=self._run.snapshot(),
+                total_seconds=self._total.snapshot(),
+                **self._ended,
+            )
+
+    # ---------------------------------------------------------------- under the lock
+
+    def _end_one(self, request: Request, outcome: str, result: Any, error: BaseException | None) -> None:
+        """End a request that is in the queue in any state but ENDED."""
+        if request.state == PENDING:
+            self._pending.remove(request)
+            self._finish(request, outcome, result, error)
+            self._admit()
+        elif request.state == PARKED:
+            self._parked_live -= 1
+            if request.admitted is not None:
+                request.admitted.set()
+            self._finish(request, outcome, result, error)
+            if len(self._parked) > 64 and self._parked_live * 2 < len(self._parked):
+                self._parked = deque(r for r in self._parked if r.state == PARKED)
+        else:
+            self._running -= 1
+            self._running_rows -= request.rows
+            self._finish(request, outcome, result, error)
+
+    def _finish(self, request: Request, outcome: str, result: Any, error: BaseException | None) -> None:
+        if request.state != RUNNING:
+            request.reading = None  # a running request's tensors are still in the worker's hands
+        request.state = ENDED
+        request.outcome = outcome
+        request.result = result
+        request.error = error
+        self._ended[outcome] += 1
+        if not self._alive():
+            self._all_ended.notify_all()
+
+    def _alive_waiting(self) -> int:
+        return self._pending.count + self._parked_live
+
+    def _alive(self) -> int:
+        return self._pending.count + self._parked_live + self._running
+
+
+def _expired(request: Request) -> DeadlineExceededError:
+    assert request.deadline is not None
+    allowed = request.deadline - request.arrived
+    where = "waited for a worker" if not request.started else "was running"
+    return DeadlineExceededError(f"the request's deadline of {allowed:.3f} s passed while it {where}")

@@ -1,0 +1,86 @@
+"""``steelworks bench``: the comparison of the demo, for a model of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steelworks.cli._options import check_scenarios, resolve_device, with_clear_errors
+
+
+@with_clear_errors
+def bench(
+    model: Annotated[str, typer.Option(help="package.module:factory of your model; see above.")],
+    callers: Annotated[int, typer.Option(min=1, help="Threads that send requests.")] = 8,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests a scenario answers; default: as many as the factory gives."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto; default: where the model is.")
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of oracle and queue.")] = 32,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Largest accepted absolute difference from a single call; default: by dtype."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this .png, .pdf or .svg.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
+    ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate/--no-isolate",
+            help="Run 'threads' in a process of its own, as plain threads may crash it. Default: on mps.",
+        ),
+    ] = None,
+) -> None:
+    """Measure your own model from many threads: plain, with a lock, batched offline, and queued.
+
+    --model names a function without arguments, found from the current folder or on sys.path. It
+    returns (model, requests), or an object with .model and .requests: a torch.nn.Module and a
+    list of inputs. Each input is a CPU tensor, a tuple or a dict of CPU tensors with a leading
+    batch dimension, as the model takes it. Inputs of different lengths share a batch if they are
+    dicts with an 'attention_mask'.
+
+    Example, in my_model.py: "def factory(): return torch.nn.Linear(64, 8), [torch.randn(1, 64)] * 500";
+    then: steelworks bench --model my_model:factory
+    """
+    from steelworks.cli._compare import Settings
+    from steelworks.cli._factory import device_of, load_factory
+    from steelworks.cli._run import check_outputs, run_comparison
+    from steelworks.cli._workload import Workload
+
+    check_outputs(plot, json_file)
+    scenarios = check_scenarios(scenario)
+    chosen = None if device is None else resolve_device(device)
+
+    def load() -> tuple[Workload, Settings]:
+        workload = load_factory(model)
+        where = device_of(workload.model) if chosen is None else chosen
+        count = len(workload.requests) if requests is None else requests
+        again = ["bench", "--model", model, "--callers", str(callers), "--requests", str(count)]
+        settings = Settings(
+            callers=callers,
+            requests=count,
+            device=where,
+            max_batch_size=max_batch_size,
+            repeats=repeats,
+            tolerance=tolerance,
+            scenarios=scenarios,
+            isolate=where.type == "mps" if isolate is None else isolate,
+            isolated_command=(*again, "--device", str(where), "--max-batch-size", str(max_batch_size)),
+        )
+        return workload, settings
+
+    run_comparison("bench", load, plot, json_file)

@@ -1,0 +1,76 @@
+"""``steelworks demo``: real sentences, a real model, many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steelworks.cli._options import check_scenarios, require_extra, resolve_device, with_clear_errors
+
+
+@with_clear_errors
+def demo(
+    callers: Annotated[int, typer.Option(min=1, help="Threads that send requests.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests a scenario answers.")] = 1000,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps, cpu.")
+    ] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this .png, .pdf or .svg.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    seed: Annotated[int, typer.Option(help="Which sentences, and in which order.")] = 0,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
+    ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate/--no-isolate",
+            help="Run 'threads' in a process of its own, as plain threads may crash it. Default: on mps.",
+        ),
+    ] = None,
+) -> None:
+    """Embed real sentences with all-MiniLM-L6-v2 from many threads, in five ways side by side.
+
+    The sentences are the documentation strings of the installed Python; nothing is downloaded.
+    Plain threads, one lock, one thread, an offline oracle (sorted by length, batches of 32) and
+    steelworks.BatchQueue answer the same requests. Takes about a minute or two on 2 cores.
+    """
+    from steelworks.cli._run import check_outputs, run_comparison
+
+    check_outputs(plot, json_file)
+    scenarios = check_scenarios(scenario)
+    chosen = resolve_device(device)
+    require_extra("demo", "the demo")
+
+    from steelworks.cli._compare import Settings
+    from steelworks.cli._corpus import load_sentences
+    from steelworks.cli._minilm import load_minilm
+    from steelworks.cli._workload import Workload
+
+    def load() -> tuple[Workload, Settings]:
+        minilm = load_minilm()
+        workload = Workload(
+            title=f"all-MiniLM-L6-v2, {requests} sentences from Python's documentation strings",
+            model=minilm.model,
+            requests=load_sentences(requests, seed),
+            prepare=minilm.tokenize,
+        )
+        again = ["demo", "--callers", str(callers), "--requests", str(requests), "--device", str(chosen)]
+        settings = Settings(
+            callers=callers,
+            requests=requests,
+            device=chosen,
+            repeats=repeats,
+            scenarios=scenarios,
+            isolate=chosen.type == "mps" if isolate is None else isolate,
+            isolated_command=(*again, "--seed", str(seed)),
+        )
+        return workload, settings
+
+    run_comparison("demo", load, plot, json_file)
