@@ -224,25 +224,33 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def sentences() -> list[str]:
-    """Every different sentence of 3 to 60 words in the docstrings of the installed standard library."""
+    """Every different sentence of 3 to 60 words in the docstrings of the installed standard library.
+
+    A sentence starts with a capital, ends with ``.``, ``!`` or ``?``, and is mostly letters: doctests,
+    signatures and tables are left out, whose odd lengths would make padding look worse than text does.
+    """
     library = Path(sysconfig.get_path("stdlib"))
-    files = [
-        file for pattern in ("*.py", "asyncio/*.py", "email/*.py") for file in sorted(library.glob(pattern))
-    ]
+    files = [file for pattern in ("*.py", "asyncio/*.py", "email/*.py") for file in library.glob(pattern)]
     found: dict[str, None] = {}
-    for file in files:
+    for file in sorted(files):
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
         for node in ast.walk(tree):
-            if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                continue
-            for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", ast.get_docstring(node) or ""):
-                words = part.split()
-                if 3 <= len(words) <= 60:
-                    found[" ".join(words)] = None
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", ast.get_docstring(node) or ""):
+                    text = " ".join(part.split())
+                    if _is_sentence(text):
+                        found[text] = None
     return list(found)
+
+
+def _is_sentence(text: str) -> bool:
+    if not 3 <= len(text.split()) <= 60 or not text[0].isupper() or text[-1] not in ".!?":
+        return False
+    letters = sum(c.isalpha() or c == " " for c in text)
+    return letters >= 0.85 * len(text) and ">>>" not in text
 
 
 def request_texts(count: int, seed: int = 0) -> list[str]:

@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for repeat in range(arguments.repeats):
             used = (time.monotonic() - began) / 60
             if repeat and used * (repeat + 1) / repeat > arguments.budget_minutes:
-                say(
-                    f"repeats end after {repeat}: {used:.0f} of {arguments.budget_minutes:.0f} minutes are used"
-                )
+                say(f"repeats end after {repeat}: {used:.0f} minutes are used")
                 break
             one_repeat(bench, kinds, chosen, repeat, record["measurements"])
             record["summary"], record["ratios"] = summarise(record["measurements"])
@@ -276,15 +274,20 @@ def one_repeat(
                 entry["load_average_before_start"] = before
                 entry["start_s"] = result.get("start_s")
                 measurements.append(entry)
-                say(
-                    f"repeat {repeat + 1}  {name:24} {run['callers']:3} callers: {run['throughput_rps']:7.1f} req/s"
-                    f"  p50 {run['p50_ms'] or 0:6.0f}  p99 {run['p99_ms'] or 0:6.0f} ms  errors {run['errors']}"
-                    f"  diff {run['max_abs_difference']:.1e}  others {run['cores_used_by_others']:.2f} cores"
-                )
+                say(f"repeat {repeat + 1}  {name:24} {line(run)}")
             if result.get("failed"):
                 measurements.append(
                     {"system": name, "setting": setting_name, "repeat": repeat, "failed": result["failed"]}
                 )
+
+
+def line(run: dict[str, Any]) -> str:
+    """One run in a line."""
+    return (
+        f"{run['callers']:3} callers: {run['throughput_rps']:7.1f} req/s  p50 {number(run['p50_ms'])}"
+        f"  p99 {number(run['p99_ms'])} ms  errors {run['errors']}  diff {run['max_abs_difference']:.1e}"
+        f"  others {run['cores_used_by_others']:.2f} cores"
+    )
 
 
 def summarise(measurements: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

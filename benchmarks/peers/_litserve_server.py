@@ -27,10 +27,9 @@ class Embed(litserve.LitAPI):  # type: ignore[misc]
             torch.set_num_threads(self._torch_threads)
         self._model = load_encoder()
 
-    def decode_request(self, request: dict[str, Any]) -> list[int]:
+    def decode_request(self, request):  # type: ignore[no-untyped-def] # LitServe would read an annotation
         """The ids of one request."""
-        ids: list[int] = request["ids"]
-        return ids
+        return request["ids"]
 
     def batch(self, inputs: list[list[int]]) -> list[list[int]]:
         """Padding is left to ``encode_batch``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,9 @@ class RayServe(System):
 
         self._ray, self._serve = ray, serve
         self._tokens = Tokens()
+        self._folder = tempfile.mkdtemp(prefix="ray")  # else logs of every run stay behind
         ray.init(
+            _temp_dir=self._folder,
             num_cpus=8,  # scheduling slots, not cores: the controller and the replicas must all fit
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
@@ -71,6 +75,7 @@ class RayServe(System):
         """Shut the deployment and the private Ray down."""
         self._serve.shutdown()
         self._ray.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _make_embed(serve: Any, wait_s: float) -> Any:

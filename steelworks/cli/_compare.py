@@ -189,8 +189,9 @@ class _Bench:
             error = run.failures[first]
             self.comparison.notes[name] = f"request {first} failed with {type(error).__name__}: {error}"
         elif len(run.latencies) < len(self._requests):
+            done, wanted = len(run.latencies), len(self._requests)
             self.comparison.notes[name] = (
-                f"stopped after {run.seconds:.0f} s, with {len(run.latencies)} of {len(self._requests)} requests"
+                f"stopped after {run.seconds:.0f} s, {done} of {wanted} requests done"
             )
         return summarize(name, run, self.reference)
 

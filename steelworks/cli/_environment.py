@@ -29,8 +29,10 @@ EXTRAS: dict[str, dict[str, str]] = {
 
 
 def steelworks_version() -> str:
-    """The installed version of Steelworks."""
-    return _version_of("steelworks") or "unknown (not installed)"
+    """The version of Steelworks."""
+    from steelworks import __version__
+
+    return __version__
 
 
 def usable_cores() -> int:
@@ -86,7 +88,7 @@ def describe_thread_pools() -> list[dict[str, Any]]:
     return [
         {
             "api": pool.get("user_api"),
-            "library": pool.get("internal_api"),
+            "library": pool.get("prefix"),
             "version": pool.get("version"),
             "threads": pool.get("num_threads"),
         }

@@ -221,7 +221,7 @@ class _ClosedLoop:
         """A copy of what there is now; requests that have not ended are failures."""
         with self._lock:
             failures = dict(self._failures)
-            # A run that hung before its first request has sent none, and failed with all.
+            # A run that hung in its warm-up has sent none, and failed with all.
             sent = self._next or len(self._requests)
             for index, seconds in enumerate(self._latencies[:sent]):
                 if seconds is None and index not in failures:
@@ -235,7 +235,7 @@ class _ClosedLoop:
     def _take(self) -> int | None:
         with self._lock:
             index = self._next
-            late = time.perf_counter() - self._started > self._time_limit
+            late = index > 0 and time.perf_counter() - self._started > self._time_limit
             if late or self.stop.is_set() or index >= len(self._requests):
                 return None
             self._next += 1

@@ -32,9 +32,8 @@ def run_comparison(
     console = Console()
     with console.status("loading the model and the requests"):
         workload, settings = load()
-    console.print(
-        f"{command}: {workload.title}, {settings.callers} threads, on {settings.device}", highlight=False
-    )
+    heading = f"{command}: {workload.title}, {settings.callers} threads, on {settings.device}"
+    console.print(heading, highlight=False, soft_wrap=True)
     with progress_bars(console) as listener:
         comparison = compare(workload, settings, listener)
     verdict = judge(comparison, settings)

@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Call a PyTorch model from many threads: safe on every device, as fast as the device allows.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
 app.command("demo")(demo.demo)

@@ -33,6 +33,9 @@ def bench(
         Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1.0, help="Seconds after which a scenario sends no further request.")
+    ] = None,
     scenario: Annotated[
         list[str] | None,
         typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
@@ -53,8 +56,8 @@ def bench(
     batch dimension, as the model takes it. Inputs of different lengths share a batch if they are
     dicts with an 'attention_mask'.
 
-    Example, in my_model.py: "def factory(): return torch.nn.Linear(64, 8), [torch.randn(1, 64)] * 500";
-    then: steelworks bench --model my_model:factory
+    For example "def factory(): return torch.nn.Linear(64, 8), 500 * [torch.randn(1, 64)]" in
+    my_model.py, then: steelworks bench --model my_model:factory
     """
     from steelworks.cli._compare import Settings
     from steelworks.cli._factory import device_of, load_factory
@@ -76,6 +79,7 @@ def bench(
             device=where,
             max_batch_size=max_batch_size,
             repeats=repeats,
+            time_limit=time_limit,
             tolerance=tolerance,
             scenarios=scenarios,
             isolate=where.type == "mps" if isolate is None else isolate,

@@ -22,6 +22,9 @@ def demo(
         Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    time_limit: Annotated[
+        float, typer.Option(min=1.0, help="Seconds after which a scenario sends no further request.")
+    ] = 50.0,
     seed: Annotated[int, typer.Option(help="Which sentences, and in which order.")] = 0,
     scenario: Annotated[
         list[str] | None,
@@ -67,6 +70,7 @@ def demo(
             requests=requests,
             device=chosen,
             repeats=repeats,
+            time_limit=time_limit,
             scenarios=scenarios,
             isolate=chosen.type == "mps" if isolate is None else isolate,
             isolated_command=(*again, "--seed", str(seed)),

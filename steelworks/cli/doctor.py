@@ -64,10 +64,10 @@ def _device_names() -> list[str]:
 
 def _examine_device(name: str) -> dict[str, Any]:
     """Capabilities, hazards and measures of one device; a device that can't be opened says why."""
-    from steelworks.devices import get_device
+    from steelworks.devices import resolve
 
     try:
-        device = get_device(name)
+        device = resolve(name)
         capabilities = device.capabilities
         hazards = device.hazards()
     except Exception as error:  # doctor reports what is broken instead of breaking

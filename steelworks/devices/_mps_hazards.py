@@ -63,7 +63,7 @@ _TABLE = (
     ),
     _Entry(
         "R3",
-        "clone, contiguous and copy_ on two streams race for the encoder that one shared kernel object keeps.",
+        "clone, contiguous and copy_ on two streams race for an encoder that one shared object keeps.",
         _ONE_STREAM,
         _ONE_ENCODER,
         since=STREAMS_SINCE,

@@ -21,7 +21,7 @@ _NO_LIMIT = 1024  # threads; the operating system shares the cores among more th
 _HAZARDS = (
     Hazard(
         "P1",
-        "Every thread that runs a model starts as many OpenMP threads as there are cores, so N callers run N times too many.",
+        "Every thread that runs a model starts an OpenMP thread per core: N callers, N times too many.",
         "A queue worker, and a thread inside pool.stream(), gets its share of the cores.",
     ),
     Hazard(

@@ -24,17 +24,17 @@ _NO_LIMIT = 1024  # threads
 _HAZARDS = (
     Hazard(
         "C1",
-        "Many threads that launch small kernels slow each other down: the driver and the GIL serialise launches.",
+        "Many threads that launch small kernels slow each other down, in the driver and in the GIL.",
         "One worker launches whole batches, two in flight, so that host and device overlap.",
     ),
     Hazard(
         "C2",
         "torch has 32 streams a device and hands them out round robin; the 33rd is the first again.",
-        "A stream in use is never handed out twice while another is free; past 32 it is shared, with a warning.",
+        "A stream in use is not handed out again while another is free; past 32, with a warning.",
     ),
     Hazard(
         "C3",
-        "While one thread captures a graph in the default mode, any CUDA call of another thread breaks the capture.",
+        "While one thread captures a graph in the default mode, CUDA calls of other threads break it.",
         "Graphs are captured on one thread, at start, in thread-local mode.",
     ),
     Hazard(

@@ -58,7 +58,9 @@ _KINDS: dict[str, Callable[[Any, Any], object]] = {
     "linear": lambda t, a: t.nn.functional.linear(a, a),
     "mm": lambda t, a: t.mm(a, a),
     "bmm": lambda t, a: t.bmm(t.unsqueeze(a, 0), t.unsqueeze(a, 0)),
-    "conv2d": lambda t, a: t.nn.functional.conv2d(t.reshape(a, (1, 1, 8, 8)), t.ones((1, 1, 3, 3), device=a.device)),
+    "conv2d": lambda t, a: t.nn.functional.conv2d(
+        t.reshape(a, (1, 1, 8, 8)), t.ones((1, 1, 3, 3), device=a.device)
+    ),
     "embedding": lambda t, a: t.nn.functional.embedding(t.zeros((2,), dtype=t.int64, device=a.device), a),
     "topk": lambda t, a: t.topk(a, 2),
     "where": lambda t, a: t.where(t.gt(a, 0), a, a),
@@ -147,7 +149,7 @@ class MPSDevice(Device):
             asked = _read_environment()
             if asked and not possible:
                 _log.warning(
-                    "%s=1 is set, but torch %s has no MPS streams (2.15 or later has); using one owner thread",
+                    "%s=1 is set, but torch %s has no MPS streams (2.15 has); using one owner thread",
                     _ENVIRONMENT,
                     self._version_text,
                 )
@@ -313,7 +315,9 @@ def _read_environment() -> bool:
         return False
     if value in ("1", "true", "yes", "on"):
         return True
-    raise InvalidInputError(f"{_ENVIRONMENT}={value!r} was set; use 1 for several streams, or 0 for one owner")
+    raise InvalidInputError(
+        f"{_ENVIRONMENT}={value!r} was set; use 1 for several streams, or 0 for one owner"
+    )
 
 
 def _device_name(backend: Any) -> str:

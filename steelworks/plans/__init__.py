@@ -115,7 +115,7 @@ def make_plans(
         raise TypeError(f"model is {type(model).__name__}, which can't be called; pass an nn.Module, a function or a plan")
     if device is not None and devices is not None:
         raise ValueError("device and devices were both given; give one of them")
-    if isinstance(model, nn.Module) and model.training and any(_differs_in_training(m) for m in model.modules()):
+    if isinstance(model, nn.Module) and any(m.training and _differs_in_training(m) for m in model.modules()):
         logger.warning("the model is in training mode (dropout, batch norm): call model.eval() for inference")
     home = _home(model)
     wanted = [resolve(d) for d in devices] if devices else [resolve(device if device is not None else home)]

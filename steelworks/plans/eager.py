@@ -82,7 +82,9 @@ class EagerPlan(Plan):
         return cost.predict(rows, length) if cost is not None else float(rows * length)
 
     def may_pad(self, group: Group) -> bool:
-        """False once probing showed that padding changes the model's answers."""
+        """Whether lanes may be mixed: not in deterministic mode, nor where padding changes the answers."""
+        if self.options.deterministic:
+            return False  # a request's padding must follow from its own length alone
         layout: OutputLayout | None = group.state.get("layout")
         return bool(group.sequence) and (layout is None or layout.padding)
 

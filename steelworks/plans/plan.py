@@ -74,7 +74,7 @@ class Plan(ABC):
         return min(rows, self.max_batch_size)
 
     def may_pad(self, group: Group) -> bool:
-        """Whether requests of different lengths may share a batch."""
+        """Whether requests of different lanes may share a batch."""
         return bool(group.sequence)
 
     def packs(self, group: Group) -> bool:
