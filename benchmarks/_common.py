@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -78,7 +77,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
@@ -132,11 +131,15 @@ class OtherLoad:
 
     @staticmethod
     def _machine_busy() -> float:
+        import psutil
+
         now = psutil.cpu_times()
         return sum(now) - now.idle - getattr(now, "iowait", 0.0) - getattr(now, "guest", 0.0)
 
     @staticmethod
     def _own_busy() -> float:
+        import psutil
+
         own = psutil.Process()
         total = 0.0
         for process in [own, *own.children(recursive=True)]:

@@ -38,6 +38,7 @@ from benchmarks.peers._system import Setting, System
 from benchmarks.peers.registry import NAMES, OWN, PEERS, load
 
 START_ALLOWANCE_S = 120.0
+OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +164,7 @@ class Bench:
         write_json(job_path, {**job, "texts": self._texts, "reference": self._reference})
         result_path.unlink(missing_ok=True)
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", **extra}
+        environment = {**os.environ, "PYTHONPATH": path, **OFFLINE, **extra}
         command = [sys.executable, "-m", "benchmarks._child", str(job_path), str(result_path)]
         with log_path.open("w") as log:
             child = subprocess.Popen(

@@ -120,7 +120,9 @@ else
     echo "$IDENTITY" >"$VENV/steelworks-made-from"
 fi
 
-PIP="$VENV/bin/python -m pip --disable-pip-version-check"
+# A person sees pip's progress; a log gets its errors only.
+if [ -t 1 ]; then QUIET=""; else QUIET="--quiet --quiet"; fi
+PIP="$VENV/bin/python -m pip --disable-pip-version-check $QUIET"
 CONSTRAINTS="$VENV/steelworks-constraints.txt"
 if [ -n "$FOUND_TORCH" ]; then
     say "torch $FOUND_TORCH is installed already and is used as it is"
@@ -130,14 +132,14 @@ else
     PINNED="$(grep '^torch==' constraints.txt)"
     say "installing $PINNED (a large download the first time)"
     # shellcheck disable=SC2086  # both hold several words on purpose
-    $PIP install --quiet ${TORCH_PIP_ARGS:-} "$PINNED" || fail "pip could not install $PINNED" \
+    $PIP install ${TORCH_PIP_ARGS:-} "$PINNED" || fail "pip could not install $PINNED" \
         "There may be no build of it for $("$BASE" --version 2>&1) on $(uname -sm);" \
         "name another interpreter: make $TARGET PYTHON=python3.12"
 fi
 
 say "installing steelworks[$EXTRAS] under constraints.txt"
 # shellcheck disable=SC2086
-$PIP install --quiet --constraint "$CONSTRAINTS" --editable ".[$EXTRAS]" ||
+$PIP install --constraint "$CONSTRAINTS" --editable ".[$EXTRAS]" ||
     fail "pip could not install steelworks[$EXTRAS]" "Its own message is above."
 
 # The environment for the tests holds all that the demo needs.

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import steelworks
 from steelworks.cli import _compare, _environment, _isolated, _minilm, _options
 from steelworks.cli._load import ScenarioResult
+from steelworks.cli._run import check_outputs
 from steelworks.cli.app import app
 
 ROW_KEYS = {"name", "throughput_rps", "p50_ms", "p99_ms", "errors", "max_abs_difference"}
@@ -101,7 +102,7 @@ def test_the_demo_answers_every_sentence_in_every_scenario_and_writes_its_files(
         "--json", str(report), "--plot", str(plot),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "verdict: ok: BatchQueue answered" in done.output
+    assert done.output.splitlines()[-1].startswith("verdict: ok: BatchQueue answered")
     written = json.loads(report.read_text())
     assert [row["name"] for row in written["scenarios"]] == ["threads", "lock", "single", "oracle", "queue"]
     for row in written["scenarios"]:
@@ -135,11 +136,11 @@ def test_padding_does_not_change_an_embedding() -> None:
         torch.testing.assert_close(minilm.model(**padded), minilm.model(**x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("option", ["--callers", "--requests"])
+@pytest.mark.parametrize("option", ["--callers", "--requests", "--repeats"])
 def test_less_than_one_caller_or_request_is_refused(option: str) -> None:
     done = run("demo", option, "0")
     assert done.exit_code == 2
-    assert option in done.output and "0" in done.output
+    assert f"error: {option} 0: at least 1 is needed" in done.output
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,14 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) 
     done = run("demo", "--requests", "1")
     assert done.exit_code == 2
     assert "transformers" in done.output and "pip install 'steelworks[demo]'" in done.output
+
+
+def test_a_plot_needs_matplotlib_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_options, "missing_packages", lambda extra: ["transformers"])
+    check_outputs(tmp_path / "plot.png", None)
+    monkeypatch.setattr(_options, "missing_packages", lambda extra: ["matplotlib"])
+    with pytest.raises(_options.CommandError, match="--plot needs matplotlib"):
+        check_outputs(tmp_path / "plot.png", None)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "mps:7"])

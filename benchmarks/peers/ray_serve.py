@@ -24,7 +24,10 @@ class RayServe(System):
 
     @classmethod
     def settings(cls, cores: int) -> tuple[Setting, ...]:
-        """One replica with all cores, or one a core; wait 10 or 2 ms; its throughput mode."""
+        """One replica with all cores, or one a core; wait 10 ms (its default) or 2 ms.
+
+        Its throughput mode (RAY_SERVE_THROUGHPUT_OPTIMIZED) refuses calls from threads, so it is left out.
+        """
         one = {"replicas": 1, "wait_s": 0.010}
         found = [Setting(f"1 replica x {cores} threads, 10 ms", cores, one)]
         if cores > 1:
@@ -32,13 +35,13 @@ class RayServe(System):
             several = {**one, "replicas": cores}
             found.append(Setting(f"{name}, 10 ms", 1, several))
             found.append(Setting(f"{name}, 2 ms", 1, {**several, "wait_s": 0.002}))
-            fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-            found.append(Setting(f"{name}, 10 ms, throughput mode", 1, several, fast))
         return tuple(found)
 
     def start(self, setting: Setting) -> None:
         """Start a private Ray on 127.0.0.1 without dashboard or proxy, and the deployment."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # without it Ray replaces 127.0.0.1 by the machine's address, and listens on all addresses
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         import ray
         from ray import serve
 
@@ -52,6 +55,7 @@ class RayServe(System):
             _node_ip_address="127.0.0.1",
             object_store_memory=128 * 2**20,
             log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": listen_locally},
             logging_level="error",
         )
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
@@ -76,6 +80,16 @@ class RayServe(System):
         self._serve.shutdown()
         self._ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def listen_locally() -> None:
+    """Run in each Ray worker: a replica's own gRPC server, unused here, would listen on all addresses."""
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, address.replace("[::]", "127.0.0.1")
+    )
 
 
 def _make_embed(serve: Any, wait_s: float) -> Any:

@@ -358,7 +358,9 @@ class Scheduler:
         seam.after("End", self, requests=ended, outcome=COMPLETED)
         deliver(ended)
 
-    def fail(self, requests: Sequence[Request], errors: Sequence[BaseException], outcome: str = FAILED) -> None:
+    def fail(
+        self, requests: Sequence[Request], errors: Sequence[BaseException], outcome: str = FAILED
+    ) -> None:
         """End requests that have not ended yet with their exceptions, and deliver them."""
         seam.before("End", self)
         ended: list[Request] = []
@@ -425,7 +427,12 @@ class Scheduler:
                 self.state = CLOSING
             if cancel_pending:
                 for request in [*self._pending, *(r for r in self._parked if r.state == PARKED)]:
-                    self._end_one(request, CANCELLED, None, QueueClosedError("the queue was closed before the request ran"))
+                    self._end_one(
+                        request,
+                        CANCELLED,
+                        None,
+                        QueueClosedError("the queue was closed before the request ran"),
+                    )
                     ended.append(request)
             sleepers = list(self._idle)
             self._idle.clear()

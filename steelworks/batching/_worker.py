@@ -53,7 +53,9 @@ class Worker:
         self.sleeper = Sleeper()
         self.in_flight: deque[_Batch] = deque()
         self.abandoned = False
-        self.thread = threading.Thread(target=self._run, name=f"{crew.scheduler.options.name}-worker-{index}", daemon=True)
+        self.thread = threading.Thread(
+            target=self._run, name=f"{crew.scheduler.options.name}-worker-{index}", daemon=True
+        )
 
     def _run(self) -> None:
         crew = self.crew
@@ -163,7 +165,9 @@ class Crew:
         capabilities = plans[0].device.capabilities
         self.cores = capabilities.max_streams if capabilities.device_type == "cpu" else 1
         self.cores_each = max(1, self.cores // scheduler.workers)
-        self.share_cores = capabilities.device_type == "cpu" and self.cores > 1 and not scheduler.options.deterministic
+        self.share_cores = (
+            capabilities.device_type == "cpu" and self.cores > 1 and not scheduler.options.deterministic
+        )
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._idle_deaths = 0
@@ -186,13 +190,13 @@ class Crew:
     def make_runner(self, worker: Worker) -> Runner | None:
         """Make the worker's runner; on the first call also warm the plans up and make the others'."""
         if self._ready.is_set():
-            return worker.plan.runner()
+            return worker.plan.runner(self.depth)
         try:
             for plan in self.plans:
                 plan.warm_up()
-            runner = worker.plan.runner()
+            runner = worker.plan.runner(self.depth)
             for index in range(1, self.scheduler.workers):
-                self._spare[index] = self.plans[index % len(self.plans)].runner()
+                self._spare[index] = self.plans[index % len(self.plans)].runner(self.depth)
         except BaseException as error:
             self._setup_error = error
             self._ready.set()
@@ -224,7 +228,11 @@ class Crew:
         if worker.in_flight and not worker.abandoned:
             self.scheduler.busy(-1)
         logger.error(
-            "%s: a worker ended by %s; %d requests in hand", self.scheduler.options.name, type(death).__name__, len(requests), exc_info=death
+            "%s: a worker ended by %s; %d requests in hand",
+            self.scheduler.options.name,
+            type(death).__name__,
+            len(requests),
+            exc_info=death,
         )
         again = [request for request in requests if request.attempts == 0]
         lost = [request for request in requests if request.attempts > 0]
@@ -358,5 +366,3 @@ def _died(death: BaseException) -> WorkerDiedError:
     )
     error.__cause__ = copy.copy(death) if isinstance(death, SystemExit) else death
     return error
-
-

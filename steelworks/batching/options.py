@@ -54,7 +54,9 @@ class QueueOptions:
         if not self.aging > 0.0:
             raise ValueError(f"aging is {self.aging}; it is in seconds and must be more than 0")
         if self.batch_timeout is not None and not self.batch_timeout > 0.0:
-            raise ValueError(f"batch_timeout is {self.batch_timeout}; it is in seconds and must be more than 0, or None")
+            raise ValueError(
+                f"batch_timeout is {self.batch_timeout}; it is in seconds and must be more than 0, or None"
+            )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -156,8 +156,12 @@ class BatchQueue:
         self._scheduler = Scheduler(self._plan, self.options, workers)
         self._crew = Crew(self._scheduler, plans, depth or capabilities.default_depth, self._tracer)
         self._supervisor = Supervisor(self._scheduler, self._crew)
-        self._life = _Life(self._scheduler, self._crew, self._supervisor, plans, owned=not isinstance(model, Plan))
-        self._loop_sinks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopSink] = weakref.WeakKeyDictionary()
+        self._life = _Life(
+            self._scheduler, self._crew, self._supervisor, plans, owned=not isinstance(model, Plan)
+        )
+        self._loop_sinks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopSink] = (
+            weakref.WeakKeyDictionary()
+        )
         self._loop_sink: tuple[asyncio.AbstractEventLoop | None, LoopSink | None] = (None, None)
         self._crew.start()
         if batch_timeout is not None:
@@ -250,7 +254,9 @@ class BatchQueue:
                 raise
         return future
 
-    def asubmit(self, request: Any, *, deadline: float | None = None, priority: float = 0.0) -> asyncio.Future[Any]:
+    def asubmit(
+        self, request: Any, *, deadline: float | None = None, priority: float = 0.0
+    ) -> asyncio.Future[Any]:
         """Send one request from an asyncio task: ``y = await queue.asubmit(x)``.
 
         Never blocks the event loop. With ``overflow="block"`` a request over ``max_pending`` waits its turn,
@@ -363,7 +369,9 @@ class BatchQueue:
     def __enter__(self) -> BatchQueue:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # On an error nobody is left to take the results: do not run what has not started.
         self.close(cancel_pending=kind is not None)
 
@@ -423,5 +431,3 @@ def _seconds(deadline: float) -> float:
     if not deadline > 0.0:
         raise ValueError(f"deadline is {deadline}; it is in seconds from now and must be more than 0")
     return deadline
-
-

@@ -12,7 +12,7 @@ from steelworks.batching.queue import BatchQueue
 from steelworks.plans.plan import join
 
 
-class batch_inference:  # noqa: N801 - read as a verb: with batch_inference(model) as infer
+class batch_inference:
     """Run a model over many inputs in batches; may be called from any number of threads at once.
 
     Example:
@@ -43,7 +43,9 @@ class batch_inference:  # noqa: N801 - read as a verb: with batch_inference(mode
         if rows <= size:
             return self.queue(xs)
         pieces = [
-            pytree.tree_unflatten([leaf[at : at + size] if isinstance(leaf, torch.Tensor) else leaf for leaf in flat], spec)
+            pytree.tree_unflatten(
+                [leaf[at : at + size] if isinstance(leaf, torch.Tensor) else leaf for leaf in flat], spec
+            )
             for at in range(0, rows, size)
         ]
         return join(list(self.queue.map(pieces)))
@@ -55,5 +57,7 @@ class batch_inference:  # noqa: N801 - read as a verb: with batch_inference(mode
     def __enter__(self) -> batch_inference:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.queue.__exit__(kind, error, trace)

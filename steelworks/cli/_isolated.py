@@ -7,6 +7,7 @@ showing, and must not end the command that shows it.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import steelworks
 from steelworks.cli._load import ScenarioResult
 
 TIMEOUT_SECONDS = 600.0
@@ -38,7 +40,9 @@ def measure(
         arguments = [sys.executable, "-m", "steelworks.cli", *command, "--no-isolate", "--json", str(report)]
         arguments += ["--scenario", "single", "--scenario", name]
         try:
-            ended = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, check=False)
+            ended = subprocess.run(
+                arguments, capture_output=True, text=True, timeout=timeout, check=False, env=_environment()
+            )
         except subprocess.TimeoutExpired:
             return _nothing(name, requests), f"its own process hung and was stopped after {timeout:.0f} s"
         if report.exists():
@@ -46,6 +50,12 @@ def measure(
                 if row["name"] == name:
                     return ScenarioResult(**row), "measured in a process of its own"
     return _nothing(name, requests), f"its own process {_how_it_ended(ended)}"
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment; the child imports the same ``steelworks``, installed or not."""
+    folders = [str(Path(steelworks.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
 def _nothing(name: str, requests: int) -> ScenarioResult:

@@ -41,9 +41,12 @@ def with_clear_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapped
 
 
-def require_extra(extra: str, purpose: str) -> None:
-    """Raise :class:`CommandError` with the pip command if ``extra`` is not installed."""
-    missing = missing_packages(extra)
+def require_extra(extra: str, purpose: str, only: tuple[str, ...] = ()) -> None:
+    """Raise :class:`CommandError` with the pip command if ``extra`` is not installed.
+
+    With ``only``, these packages of it are enough.
+    """
+    missing = [name for name in missing_packages(extra) if not only or name in only]
     if missing:
         raise CommandError(
             f"{purpose} needs {', '.join(missing)}; install with: python -m pip install 'steelworks[{extra}]'"
@@ -78,6 +81,13 @@ def _restored(path: Path) -> Iterator[None]:
     finally:
         if not existed:
             path.unlink(missing_ok=True)
+
+
+def require_at_least(smallest: float, **options: float | None) -> None:
+    """Raise :class:`CommandError` for an option below ``smallest``; None counts as not given."""
+    for name, value in options.items():
+        if value is not None and not value >= smallest:
+            raise CommandError(f"--{name.replace('_', '-')} {value}: at least {smallest:g} is needed")
 
 
 def check_scenarios(names: list[str] | None) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ def judge(comparison: Comparison, settings: Settings) -> Verdict:
     )
 
 
-def show(console: Console, comparison: Comparison, settings: Settings, verdict: Verdict) -> None:
-    """Print the table, what has to be known to read it, and the verdict."""
+def show(console: Console, comparison: Comparison, settings: Settings) -> None:
+    """Print the table and what has to be known to read it."""
     table = Table(title=f"{settings.callers} threads, {settings.requests} requests, {settings.device}")
     table.add_column("scenario", no_wrap=True)
     for heading in ("req/s", "effi-\nciency", "p50\nms", "p99\nms", "errors", "largest\ndifference"):
@@ -125,6 +125,10 @@ def show(console: Console, comparison: Comparison, settings: Settings, verdict: 
         "  latency of the oracle: run time of the request's batch; offline, nobody waits",
         highlight=False,
     )
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print the verdict; the last line of a command."""
     console.print(
         f"verdict: {verdict.sentence}",
         style="bold green" if verdict.passed else "bold red",

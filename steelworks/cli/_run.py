@@ -10,7 +10,7 @@ from rich.console import Console
 
 from steelworks.cli._compare import Settings, compare
 from steelworks.cli._options import PLOT_SUFFIXES, require_extra, require_writable
-from steelworks.cli._report import judge, progress_bars, show, write_json
+from steelworks.cli._report import judge, progress_bars, show, show_verdict, write_json
 from steelworks.cli._workload import Workload
 
 
@@ -19,7 +19,7 @@ def check_outputs(plot: Path | None, json_file: Path | None) -> None:
     require_writable(plot, "--plot", PLOT_SUFFIXES)
     require_writable(json_file, "--json")
     if plot is not None:
-        require_extra("bench", "--plot")
+        require_extra("demo", "--plot", only=("matplotlib",))
 
 
 def run_comparison(
@@ -37,7 +37,7 @@ def run_comparison(
     with progress_bars(console) as listener:
         comparison = compare(workload, settings, listener)
     verdict = judge(comparison, settings)
-    show(console, comparison, settings, verdict)
+    show(console, comparison, settings)
     if json_file is not None:
         write_json(json_file, command, workload.title, comparison, settings)
         console.print(f"figures: {json_file}", highlight=False, soft_wrap=True)
@@ -46,5 +46,6 @@ def run_comparison(
 
         write_plot(plot, workload.title, comparison, settings)
         console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
+    show_verdict(console, verdict)
     if not verdict.passed:
         raise typer.Exit(1)

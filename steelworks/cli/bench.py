@@ -7,34 +7,32 @@ from typing import Annotated
 
 import typer
 
-from steelworks.cli._options import check_scenarios, resolve_device, with_clear_errors
+from steelworks.cli._options import check_scenarios, require_at_least, resolve_device, with_clear_errors
 
 
 @with_clear_errors
 def bench(
     model: Annotated[str, typer.Option(help="package.module:factory of your model; see above.")],
-    callers: Annotated[int, typer.Option(min=1, help="Threads that send requests.")] = 8,
+    callers: Annotated[int, typer.Option(help="Threads that send requests.")] = 8,
     requests: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests a scenario answers; default: as many as the factory gives."),
+        typer.Option(help="Requests a scenario answers; default: as many as the factory gives."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto; default: where the model is.")
     ] = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of oracle and queue.")] = 32,
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch of oracle and queue.")] = 32,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            min=0.0, help="Largest accepted absolute difference from a single call; default: by dtype."
-        ),
+        typer.Option(help="Largest accepted absolute difference from a single call; default: by dtype."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures into this .png, .pdf or .svg.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Run everything so often; medians are shown.")] = 1,
     time_limit: Annotated[
-        float | None, typer.Option(min=1.0, help="Seconds after which a scenario sends no further request.")
+        float | None, typer.Option(help="Seconds after which a scenario sends no further request.")
     ] = None,
     scenario: Annotated[
         list[str] | None,
@@ -64,6 +62,9 @@ def bench(
     from steelworks.cli._run import check_outputs, run_comparison
     from steelworks.cli._workload import Workload
 
+    require_at_least(1, callers=callers, requests=requests, repeats=repeats, time_limit=time_limit)
+    require_at_least(1, max_batch_size=max_batch_size)
+    require_at_least(0, tolerance=tolerance)
     check_outputs(plot, json_file)
     scenarios = check_scenarios(scenario)
     chosen = None if device is None else resolve_device(device)

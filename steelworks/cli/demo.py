@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
-from steelworks.cli._options import check_scenarios, require_extra, resolve_device, with_clear_errors
+from steelworks.cli._options import (
+    check_scenarios,
+    require_at_least,
+    require_extra,
+    resolve_device,
+    with_clear_errors,
+)
 
 
 @with_clear_errors
 def demo(
-    callers: Annotated[int, typer.Option(min=1, help="Threads that send requests.")] = 8,
-    requests: Annotated[int, typer.Option(min=1, help="Requests a scenario answers.")] = 1000,
+    callers: Annotated[int, typer.Option(help="Threads that send requests.")] = 8,
+    requests: Annotated[int, typer.Option(help="Requests a scenario answers.")] = 1000,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps, cpu.")
     ] = "auto",
@@ -21,9 +27,9 @@ def demo(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Run everything so often; medians are shown.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Run everything so often; medians are shown.")] = 1,
     time_limit: Annotated[
-        float, typer.Option(min=1.0, help="Seconds after which a scenario sends no further request.")
+        float, typer.Option(help="Seconds after which a scenario sends no further request.")
     ] = 50.0,
     seed: Annotated[int, typer.Option(help="Which sentences, and in which order.")] = 0,
     scenario: Annotated[
@@ -46,6 +52,7 @@ def demo(
     """
     from steelworks.cli._run import check_outputs, run_comparison
 
+    require_at_least(1, callers=callers, requests=requests, repeats=repeats, time_limit=time_limit)
     check_outputs(plot, json_file)
     scenarios = check_scenarios(scenario)
     chosen = resolve_device(device)

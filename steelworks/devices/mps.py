@@ -62,6 +62,13 @@ _KINDS: dict[str, Callable[[Any, Any], object]] = {
         t.reshape(a, (1, 1, 8, 8)), t.ones((1, 1, 3, 3), device=a.device)
     ),
     "embedding": lambda t, a: t.nn.functional.embedding(t.zeros((2,), dtype=t.int64, device=a.device), a),
+    "attention": lambda t, a: t.nn.functional.scaled_dot_product_attention(
+        t.reshape(a, (1, 1, 8, 8)), t.reshape(a, (1, 1, 8, 8)), t.reshape(a, (1, 1, 8, 8))
+    ),
+    "batch_norm": lambda t, a: t.nn.functional.batch_norm(
+        a, t.zeros(8, device=a.device), t.ones(8, device=a.device)
+    ),
+    "index_select": lambda t, a: t.index_select(a, 0, t.zeros((2,), dtype=t.int64, device=a.device)),
     "topk": lambda t, a: t.topk(a, 2),
     "where": lambda t, a: t.where(t.gt(a, 0), a, a),
 }
@@ -273,15 +280,16 @@ class MPSDevice(Device):
         pending = [kind for kind in _KINDS if kind not in self._gate.warmed]
         if not pending:
             return
-        matrix = backend.ones((8, 8), device=self.torch_device)
-        for kind in pending:
-            try:
-                _KINDS[kind](backend, matrix)
-            except (RuntimeError, NotImplementedError) as error:
-                _log.debug("MPS warm-up of %s failed: %s", kind, error)
-            self._gate.warmed.add(kind)
-        self._synchronize_current()
-        backend.Tensor.to(matrix, torch.device("cpu"))
+        with torch.inference_mode():  # as models run: linear and softmax are then kernels of their own
+            matrix = backend.Tensor.to(torch.ones(8, 8), self.torch_device)
+            for kind in pending:
+                try:
+                    _KINDS[kind](backend, matrix)
+                except (RuntimeError, NotImplementedError) as error:
+                    _log.debug("MPS warm-up of %s failed: %s", kind, error)
+                self._gate.warmed.add(kind)
+            self._synchronize_current()
+            backend.Tensor.to(matrix, torch.device("cpu"))
 
     def _guard(self, what: str) -> AbstractContextManager[None]:
         return self._gate.held(self._several, what)

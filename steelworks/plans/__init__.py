@@ -112,7 +112,9 @@ def make_plans(
             raise ValueError("a plan has its device already; pass the model instead to choose another")
         return [model]
     if not callable(model):
-        raise TypeError(f"model is {type(model).__name__}, which can't be called; pass an nn.Module, a function or a plan")
+        raise TypeError(
+            f"model is {type(model).__name__}, which can't be called; pass an nn.Module, a function or a plan"
+        )
     if device is not None and devices is not None:
         raise ValueError("device and devices were both given; give one of them")
     if isinstance(model, nn.Module) and any(m.training and _differs_in_training(m) for m in model.modules()):

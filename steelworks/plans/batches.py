@@ -80,7 +80,11 @@ def merge(readings: Sequence[Reading], length: int = 0, rows: int = 0) -> list[t
 
 
 def cut(
-    output: Any, readings: Sequence[Reading], layout: OutputLayout | None, length: int, unbatched: bool = False
+    output: Any,
+    readings: Sequence[Reading],
+    layout: OutputLayout | None,
+    length: int,
+    unbatched: bool = False,
 ) -> list[Any]:
     """Cut a batch's output into one result a request; each has the output's structure.
 
@@ -116,14 +120,19 @@ def cut(
         parts = _cut_tensor(leaf, readings, total, unbatched)
         if dims:
             shift = 1 if unbatched else 0
-            parts = [_narrow(p, dims, r.length, shift) if r.length != length else p for p, r in zip(parts, readings, strict=True)]
+            parts = [
+                _narrow(p, dims, r.length, shift) if r.length != length else p
+                for p, r in zip(parts, readings, strict=True)
+            ]
         columns.append(parts)
     if len(columns) == 1 and spec.is_leaf():
         return list(columns[0])
     return [pytree.tree_unflatten(list(column), spec) for column in zip(*columns, strict=True)]
 
 
-def _cut_tensor(tensor: torch.Tensor, readings: Sequence[Reading], total: int, unbatched: bool) -> list[torch.Tensor]:
+def _cut_tensor(
+    tensor: torch.Tensor, readings: Sequence[Reading], total: int, unbatched: bool
+) -> list[torch.Tensor]:
     have = tensor.shape[0]
     if have < total or (have > total and not _padded_rows(readings, have)):
         raise _no_rows(tensor, total)
@@ -153,9 +162,7 @@ def _no_rows(leaf: torch.Tensor, total: int) -> ModelOutputError:
     )
 
 
-def probe_layout(
-    call: Callable[[Sequence[torch.Tensor], Group], Any], reading: Reading
-) -> OutputLayout:
+def probe_layout(call: Callable[[Sequence[torch.Tensor], Group], Any], reading: Reading) -> OutputLayout:
     """Find the layout of a group's output by running one row at two lengths.
 
     Args:
@@ -165,7 +172,9 @@ def probe_layout(
     group = reading.lane.group
     # Cut the row rather than pad it where possible: a longer one may be past what the model can take.
     length = reading.length - _PROBE_EXTRA if reading.length > _PROBE_EXTRA else reading.length
-    leaves = tuple(leaf[:1, :length] if i in group.sequence else leaf[:1] for i, leaf in enumerate(reading.leaves))
+    leaves = tuple(
+        leaf[:1, :length] if i in group.sequence else leaf[:1] for i, leaf in enumerate(reading.leaves)
+    )
     row = Reading(leaves, 1, reading.lane, length)
     alone = call(merge([row]), group)
     longer = call(merge([row], length=length + _PROBE_EXTRA), group)
@@ -180,11 +189,17 @@ def probe_layout(
         dims = tuple(d for d in range(1, short.dim()) if long.shape[d] != short.shape[d])
         grown = all(long.shape[d] == short.shape[d] + _PROBE_EXTRA for d in dims)
         if not grown or (short.dim() and long.shape[0] != short.shape[0]):
-            return _unpaddable(f"an output of shape {list(short.shape)} becomes {list(long.shape)} when padded by {_PROBE_EXTRA}")
-        difference = _difference(short, _narrow(long, dims, row.length, 0)) if dims else _difference(short, long)
+            return _unpaddable(
+                f"an output of shape {list(short.shape)} becomes {list(long.shape)} when padded by {_PROBE_EXTRA}"
+            )
+        difference = (
+            _difference(short, _narrow(long, dims, row.length, 0)) if dims else _difference(short, long)
+        )
         allowed = PADDING_TOLERANCE.get(short.dtype, 0.0)
         if difference > allowed:
-            return _unpaddable(f"its output changes by {difference:.2g} (relative) when the input is padded: the mask is not honoured")
+            return _unpaddable(
+                f"its output changes by {difference:.2g} (relative) when the input is padded: the mask is not honoured"
+            )
         dims_of.append(dims)
     return OutputLayout(tuple(dims_of), padding=True)
 

@@ -63,19 +63,26 @@ class FittedCost:
             self._seen += 1
 
 
-def _solve_nonnegative(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[float, float, float]:
+def _solve_nonnegative(
+    gram: Sequence[Sequence[float]], moment: Sequence[float]
+) -> tuple[float, float, float]:
     """Non-negative least squares in three unknowns: the best of the eight supports."""
     best: tuple[float, float, float] = (0.0, 0.0, 0.0)
     best_loss = 0.0
     ridge = _RIDGE * max(gram[0][0], gram[1][1], gram[2][2])
     for support in ((0, 1, 2), (0, 1), (0, 2), (1, 2), (1,), (2,), (0,)):
-        solution = _solve([[gram[i][j] + (ridge if i == j else 0.0) for j in support] for i in support], [moment[i] for i in support])
+        solution = _solve(
+            [[gram[i][j] + (ridge if i == j else 0.0) for j in support] for i in support],
+            [moment[i] for i in support],
+        )
         if solution is None or min(solution) < 0.0:
             continue
         full = [0.0, 0.0, 0.0]
         for place, value in zip(support, solution, strict=True):
             full[place] = value
-        loss = sum(full[i] * (sum(gram[i][j] * full[j] for j in range(3)) - 2.0 * moment[i]) for i in range(3))
+        loss = sum(
+            full[i] * (sum(gram[i][j] * full[j] for j in range(3)) - 2.0 * moment[i]) for i in range(3)
+        )
         if loss < best_loss:
             best, best_loss = (full[0], full[1], full[2]), loss
     return best

@@ -35,13 +35,15 @@ class CustomPlan(Plan):
     Promises nothing about padding or determinism: both are the functions' business.
     """
 
-    def __init__(self, model: Any, device: Device, max_batch_size: int, collate: Collate, split: Split | None) -> None:
+    def __init__(
+        self, model: Any, device: Device, max_batch_size: int, collate: Collate, split: Split | None
+    ) -> None:
         super().__init__(device, _AnyReader(), max_batch_size)
         self.model = model
         self.collate = collate
         self.split = split or _rows
 
-    def runner(self) -> Runner:
+    def runner(self, depth: int = 1) -> Runner:
         """Make a runner."""
         return _CustomRunner(self, self.device.new_stream() if self.device.capabilities.streams else None)
 

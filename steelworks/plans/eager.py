@@ -56,7 +56,9 @@ class EagerOptions:
 class EagerPlan(Plan):
     """Calls the model for every batch; see the module's text for what it promises."""
 
-    def __init__(self, model: nn.Module | Any, device: Device, options: EagerOptions, example: object = None) -> None:
+    def __init__(
+        self, model: nn.Module | Any, device: Device, options: EagerOptions, example: object = None
+    ) -> None:
         bucket = _deterministic_bucket(model, options) if options.deterministic else None
         reader = InputReader(
             options.padding,
@@ -71,7 +73,7 @@ class EagerPlan(Plan):
         self._example = example
         self._learning = threading.Lock()
 
-    def runner(self) -> Runner:
+    def runner(self, depth: int = 1) -> Runner:
         """Make a runner; they share the model and nothing else."""
         stream = self.device.new_stream() if self.device.capabilities.streams else None
         return _EagerRunner(self, stream)
@@ -150,7 +152,10 @@ class EagerPlan(Plan):
         """Whether a batch of ``size`` rows gives the bits that the reference size gives."""
         group = reading.lane.group
         row = Reading(tuple(leaf[:1] for leaf in reading.leaves), 1, reading.lane, reading.length)
-        noise = [torch.flip(leaf, dims=(-1,)) if leaf.dim() > 1 and i != group.mask_index else leaf for i, leaf in enumerate(row.leaves)]
+        noise = [
+            torch.flip(leaf, dims=(-1,)) if leaf.dim() > 1 and i != group.mask_index else leaf
+            for i, leaf in enumerate(row.leaves)
+        ]
         other = Reading(tuple(noise), 1, reading.lane, reading.length)
         reference = _first_row(self.call(merge([row], length, _ROW_SIZES[0]), group), 0)
         for place in (0, size - 1):
@@ -219,7 +224,9 @@ class _EagerRunner(Runner):
             places = [i for i, reading in enumerate(readings) if reading.length == length]
             chosen = [readings[i] for i in places]
             output = self._plan.call(merge(chosen), readings[0].lane.group)
-            for i, result in zip(places, cut(output, chosen, None, length, self._plan.options.unbatched), strict=True):
+            for i, result in zip(
+                places, cut(output, chosen, None, length, self._plan.options.unbatched), strict=True
+            ):
                 results[i] = result
         return results
 
@@ -248,7 +255,9 @@ def _deterministic_bucket(model: object, options: EagerOptions) -> Any:
 
 
 def _first_row(output: Any, place: int) -> list[torch.Tensor]:
-    return [leaf[place] for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    return [
+        leaf[place] for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.dim()
+    ]
 
 
 def _equal_bits(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:

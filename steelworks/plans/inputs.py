@@ -56,7 +56,9 @@ class Padding:
         if self.multiple < 1:
             raise ValueError(f"Padding.multiple is {self.multiple}; it must be 1 or more")
         if self.values.get(self.mask, 0) != 0:
-            raise ValueError(f"Padding.values pads the mask {self.mask!r} with a value other than 0; leave it out")
+            raise ValueError(
+                f"Padding.values pads the mask {self.mask!r} with a value other than 0; leave it out"
+            )
 
 
 class Group:
@@ -199,12 +201,12 @@ class InputReader:
         if found is None:
             found = self._learn(key, names, leaves, rows)
         if rows == 0:
-            raise InvalidInputError("the request has 0 rows; there is nothing to run: skip the call, or pass 1 row or more")
+            raise InvalidInputError(
+                "the request has 0 rows; there is nothing to run: skip the call, or pass 1 row or more"
+            )
         return Reading(leaves, rows, found[0], found[1])
 
-    def _learn(
-        self, key: Hashable, names: Hashable, leaves: tuple[Any, ...], rows: int
-    ) -> tuple[Lane, int]:
+    def _learn(self, key: Hashable, names: Hashable, leaves: tuple[Any, ...], rows: int) -> tuple[Lane, int]:
         """Find the lane of a shape seen for the first time."""
         for index, leaf in enumerate(leaves):
             self._check_leaf(_name(names, index), leaf)
@@ -217,7 +219,9 @@ class InputReader:
         else:
             labels = names  # type: ignore[assignment]
             if not all(isinstance(label, str) for label in labels):
-                raise InvalidInputError(f"the request's keys are {labels}; a mapping is passed as model(**request), so keys must be strings")
+                raise InvalidInputError(
+                    f"the request's keys are {labels}; a mapping is passed as model(**request), so keys must be strings"
+                )
 
             def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 return (), dict(zip(labels, tensors, strict=True))
@@ -228,7 +232,10 @@ class InputReader:
         """The general way: any nesting of tuples, lists and mappings, constants included."""
         if isinstance(request, Mapping) and type(request) is not dict:
             request = dict(request)  # BatchEncoding and its like
-            if all(isinstance(value, torch.Tensor) and value.dim() > 0 for value in request.values()) and request:
+            if (
+                all(isinstance(value, torch.Tensor) and value.dim() > 0 for value in request.values())
+                and request
+            ):
                 return self.read(request)
         flat, spec = pytree.tree_flatten(request)
         is_tensor = [isinstance(leaf, torch.Tensor) for leaf in flat]
@@ -248,7 +255,9 @@ class InputReader:
         if any(leaf.shape[0] != rows for leaf in leaves):
             raise _uneven(labels, leaves)
         if rows == 0:
-            raise InvalidInputError("the request has 0 rows; there is nothing to run: skip the call, or pass 1 row or more")
+            raise InvalidInputError(
+                "the request has 0 rows; there is nothing to run: skip the call, or pass 1 row or more"
+            )
         try:
             extra: Hashable = (str(spec), statics)
             hash(extra)
@@ -259,7 +268,9 @@ class InputReader:
 
         def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             supply, constants = iter(tensors), iter(statics)
-            tree = pytree.tree_unflatten([next(supply) if tensor else next(constants) for tensor in is_tensor], spec)
+            tree = pytree.tree_unflatten(
+                [next(supply) if tensor else next(constants) for tensor in is_tensor], spec
+            )
             return ((), dict(tree)) if isinstance(tree, Mapping) else (tuple(tree), {})
 
         key = (extra, *((leaf.dtype, leaf.shape[1:], leaf.device) for leaf in leaves))
@@ -300,7 +311,9 @@ class InputReader:
         multiple = self._padding.multiple if self._padding is not None else 1
         return -(-length // multiple) * multiple
 
-    def _sequence(self, labels: tuple[str, ...], leaves: tuple[torch.Tensor, ...]) -> tuple[tuple[int, ...], int, int]:
+    def _sequence(
+        self, labels: tuple[str, ...], leaves: tuple[torch.Tensor, ...]
+    ) -> tuple[tuple[int, ...], int, int]:
         if self._padding is None or self._padding.mask not in labels:
             return (), 0, -1
         mask_index = labels.index(self._padding.mask)
@@ -318,11 +331,17 @@ class InputReader:
 
     def _check_leaf(self, label: str, leaf: object) -> None:
         if not isinstance(leaf, torch.Tensor):
-            raise InvalidInputError(f"input {label!r} is {_short(leaf)}, not a tensor; pass a tensor with a leading batch dimension")
+            raise InvalidInputError(
+                f"input {label!r} is {_short(leaf)}, not a tensor; pass a tensor with a leading batch dimension"
+            )
         if leaf.dim() == 0:
-            raise InvalidInputError(f"input {label!r} has no batch dimension (shape []); pass shape [rows, ...], for example x.reshape(1)")
+            raise InvalidInputError(
+                f"input {label!r} has no batch dimension (shape []); pass shape [rows, ...], for example x.reshape(1)"
+            )
         if leaf.layout != torch.strided or leaf.is_quantized:
-            raise InvalidInputError(f"input {label!r} is a {leaf.layout} tensor; pass a dense one, for example x.to_dense()")
+            raise InvalidInputError(
+                f"input {label!r} is a {leaf.layout} tensor; pass a dense one, for example x.to_dense()"
+            )
         if leaf.device.type not in self._devices:
             allowed = " or ".join(self._devices)
             raise InvalidInputError(
@@ -339,7 +358,9 @@ class InputReader:
             )
         for label, dtype, wanted in zip(group.names, group.dtypes, want.dtypes, strict=True):
             if dtype != wanted:
-                raise InvalidInputError(f"input {label!r} is {dtype}; the example is {wanted}: pass x.to({wanted})")
+                raise InvalidInputError(
+                    f"input {label!r} is {dtype}; the example is {wanted}: pass x.to({wanted})"
+                )
         for label, leaf, dims in zip(group.names, leaves, self._expected_dims, strict=True):
             if leaf.dim() != dims:
                 raise InvalidInputError(
@@ -353,7 +374,9 @@ def _name(names: Hashable, index: int) -> str:
 
 def _uneven(names: Hashable, leaves: tuple[Any, ...]) -> InvalidInputError:
     shapes = {_name(names, i): list(getattr(leaf, "shape", ())) for i, leaf in enumerate(leaves)}
-    return InvalidInputError(f"the inputs have different row counts in dim 0: {shapes}; pass the same number of rows in each")
+    return InvalidInputError(
+        f"the inputs have different row counts in dim 0: {shapes}; pass the same number of rows in each"
+    )
 
 
 def _short(value: object) -> str:

@@ -61,8 +61,11 @@ class Plan(ABC):
         self._own_lock = threading.Lock()
 
     @abstractmethod
-    def runner(self) -> Runner:
-        """Make a runner; captured plans hold their own memory for each."""
+    def runner(self, depth: int = 1) -> Runner:
+        """Make a runner that can have ``depth`` batches launched and not yet finished.
+
+        Captured plans hold their own memory for each of them. Call on one thread at a time (I4).
+        """
 
     @abstractmethod
     def predict(self, group: Group, rows: int, length: int) -> float:
@@ -110,7 +113,9 @@ class Plan(ABC):
                 piece = reading
                 if take < reading.rows:
                     rows = min(take, reading.rows - at)
-                    piece = Reading(tuple(t[at : at + rows] for t in reading.leaves), rows, reading.lane, reading.length)
+                    piece = Reading(
+                        tuple(t[at : at + rows] for t in reading.leaves), rows, reading.lane, reading.length
+                    )
                 pieces.append(runner.finish(runner.launch([piece]))[0])
                 at += piece.rows
         return pieces[0] if len(pieces) == 1 else join(pieces)
@@ -126,7 +131,9 @@ def join(pieces: Sequence[Any]) -> Any:
     for parts in zip(*(flat for flat, _ in flats), strict=True):
         if isinstance(parts[0], torch.Tensor):
             if parts[0].dim() == 0:
-                raise InvalidInputError("the output has a tensor without rows; a request larger than max_batch_size can't be joined: send smaller requests")
+                raise InvalidInputError(
+                    "the output has a tensor without rows; a request larger than max_batch_size can't be joined: send smaller requests"
+                )
             joined.append(torch.cat(parts))
         else:
             joined.append(parts[0])

@@ -29,7 +29,9 @@ NOT_ON_QUEUE = "BUG IN CLIENT OF LIBDISPATCH: Assertion failed: Block was expect
 _SHARED_KINDS = {
     "R3": frozenset({"clone", "contiguous", "copy_"}),
     "R4": frozenset({"linear", "addmm"}),
-    "R5": frozenset({"mm", "bmm", "baddbmm", "convolution", "conv2d", "native_batch_norm", "lstm"}),
+    "R5": frozenset(
+        {"mm", "bmm", "baddbmm", "convolution", "conv2d", "native_batch_norm", "lstm", "mkldnn_rnn_layer"}
+    ),
 }
 
 
@@ -222,6 +224,7 @@ class Machine:
         self.check_alive()
         if off_queue:
             self.latent.append(off_queue)
+            self.pause("synchronize", "off_queue")
         with nullcontext() if off_queue else self.on_queue(stream):
             self._commit_and_wait(stream, off_queue or "E3")
         self.check_alive()

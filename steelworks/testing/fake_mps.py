@@ -28,7 +28,7 @@ from steelworks.testing._metal import (
     StreamState,
 )
 
-_FACTORIES = frozenset(
+_FACTORIES: frozenset[Any] = frozenset(
     {
         torch.arange,
         torch.empty,
@@ -165,7 +165,8 @@ class FakeMPS:
         Args:
             kind: the operation, ``"synchronize"``, or ``"any"``.
             phase: ``"encode"`` (its encoder is at work), ``"first_use"`` (it makes its lazy
-                state) or ``"commit"`` (of ``"synchronize"``: the buffer is committed).
+                state), ``"commit"`` (of ``"synchronize"``: the buffer is committed) or
+                ``"off_queue"`` (of ``"synchronize"``: about to begin, outside the queue).
             patience: seconds after which a hold that nothing reaches, or nobody releases, fails.
         """
         hold = Hold(kind, phase, patience)

@@ -1,0 +1,385 @@
+"""A plan of captured CUDA graphs, with the copies from and to pinned host memory inside.
+
+Promises: a run costs the host one staging call an input, one graph launch and one wait; the GIL is free
+during launch and wait. Every runner has its own streams, memory pools and pinned buffers, one set for each
+batch in flight, so nothing is shared between workers (I1, I5). Capture happens on one thread, in
+``thread_local`` mode (I4). Shapes that were not captured run on the eager plan behind this one; a model that
+can't be captured does so altogether, and the reason is logged once (I8).
+
+A graph exists for each row bucket and length. Which bucket serves a number of rows follows from the
+measured time of each (:class:`steelworks.plans.cost.BucketTable`).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from steelworks.devices.base import Device
+from steelworks.plans._staging import stage
+from steelworks.plans.batches import OutputLayout, cut, merge
+from steelworks.plans.cost import BucketTable
+from steelworks.plans.eager import EagerOptions, EagerPlan
+from steelworks.plans.inputs import Group, InputReader, Reading
+from steelworks.plans.plan import Plan, Runner, Ticket
+
+if TYPE_CHECKING:
+    from steelworks.plans import PlanOptions
+
+logger = logging.getLogger("steelworks.plans")
+
+_DEFAULT_LENGTHS = (16, 32, 64, 128, 256, 512)
+_WARM_UP_RUNS = 3
+_TIMED_RUNS = 9
+_MAX_COMPILED_SHAPES = 256
+
+
+class GraphPlan(Plan):
+    """Replays captured graphs; see the module's text.
+
+    Args:
+        model: a module on the device.
+        device: a device with graphs.
+        options: batch sizes, lengths, padding, compile.
+        example: a request; None to capture for the first request that comes.
+    """
+
+    def __init__(self, model: nn.Module, device: Device, options: PlanOptions, example: object = None) -> None:
+        self.sizes = tuple(sorted({s for s in _sizes(options) if s <= options.max_batch_size} | {options.max_batch_size}))
+        self.eager = EagerPlan(
+            model,
+            device,
+            EagerOptions(options.max_batch_size, options.padding, unbatched=options.unbatched, packing=False),
+        )
+        self.lengths: tuple[int, ...] = tuple(sorted(options.lengths or ()))
+        reader = InputReader(
+            options.padding, bucket=self._bucket, unbatched=options.unbatched, expect=None, devices=("cpu",)
+        )
+        super().__init__(device, reader, options.max_batch_size)
+        if not self.lengths:
+            self.lengths = _default_lengths(model, None if example is None else reader.read(example).length, options)
+        if example is not None:
+            # Read anew: lanes follow from the lengths, which are known only now.
+            self.reader = InputReader(
+                options.padding, bucket=self._bucket, unbatched=options.unbatched, expect=example, devices=("cpu",)
+            )
+        self.options = options
+        self.model = model
+        self.call_model: Callable[..., Any] = model
+        if options.compile:
+            self.call_model = torch.compile(model, dynamic=False)
+        self._example = example
+        self._capturing = threading.Lock()
+        self._reasons: set[str] = set()
+
+    def _bucket(self, length: int) -> int:
+        """The smallest captured length that holds ``length``; beyond the largest, the length itself."""
+        for bucket in self.lengths:
+            if bucket >= length:
+                return bucket
+        return length
+
+    def runner(self, depth: int = 1) -> Runner:
+        """Make a runner with its own streams, pools and buffers; captures the example's graphs."""
+        runner = _GraphRunner(self, depth)
+        if self._example is not None:
+            reading = self.reader.read(self._example)
+            for length in self.lengths if reading.lane.group.sequence else (0,):
+                runner.prepare(reading, length)
+        return runner
+
+    def predict(self, group: Group, rows: int, length: int) -> float:
+        """Measured seconds of the cheapest runs that serve ``rows`` rows."""
+        table: BucketTable | None = group.state.get(("table", length if group.sequence else 0))
+        return table.best(rows).seconds if table is not None else self.eager.predict(group, rows, length)
+
+    def first_run(self, group: Group, rows: int, length: int) -> int:
+        """The size of the first of the cheapest runs for ``rows`` rows."""
+        table: BucketTable | None = group.state.get(("table", length if group.sequence else 0))
+        if table is None or rows < 1:
+            return min(rows, self.max_batch_size)
+        return min(rows, table.best(rows).runs[0])
+
+    def may_pad(self, group: Group) -> bool:
+        """False once probing showed that padding changes the model's answers."""
+        return self.eager.may_pad(group)
+
+    def layout(self, reading: Reading) -> OutputLayout | None:
+        """How the group's output is cut back; None where nothing is padded."""
+        return self.eager.layout(reading) if reading.lane.group.sequence else None
+
+    def captured(self, group: Group, length: int) -> bool:
+        """Whether graphs may be used for this group and length."""
+        if group.state.get("uncapturable"):
+            return False
+        if not group.sequence:
+            return True
+        layout: OutputLayout | None = group.state.get("layout")
+        return length in self.lengths and (layout is None or layout.padding)
+
+    def give_up(self, group: Group, error: BaseException) -> None:
+        """Note that the group can't be captured; logs each reason once."""
+        group.state["uncapturable"] = True
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            logger.warning("the model can't be captured into a CUDA graph and runs as it is: %s", reason)
+
+    def compiling(self) -> ExitStack:
+        """A scope in which ``torch.compile`` may make as many shapes as there are buckets."""
+        stack = ExitStack()
+        if self.options.compile:
+            import torch._dynamo.config as config
+
+            name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+            stack.enter_context(config.patch({name: _MAX_COMPILED_SHAPES}))  # type: ignore[attr-defined]
+        return stack
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while capturing: one thread at a time (I4)."""
+        return self._capturing
+
+
+class _Graph:
+    """One captured run: its graph, and where its inputs and outputs are."""
+
+    __slots__ = ("graph", "outputs")
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: list[Any]) -> None:
+        self.graph = graph
+        self.outputs = outputs
+
+
+class _Buffers:
+    """Pinned and device memory of one slot for one group and length, at the largest row bucket."""
+
+    def __init__(self, reading: Reading, length: int, rows: int, device: torch.device) -> None:
+        group = reading.lane.group
+        self.pinned: list[torch.Tensor] = []
+        self.device: list[torch.Tensor] = []
+        for index, leaf in enumerate(reading.leaves):
+            shape = list(leaf.shape[1:])
+            if index in group.sequence:
+                shape[0] = length
+            self.pinned.append(torch.zeros(rows, *shape, dtype=leaf.dtype, pin_memory=True))
+            self.device.append(torch.zeros(rows, *shape, dtype=leaf.dtype, device=device))
+        self.outputs: list[Any] = []
+        self.spec: pytree.TreeSpec | None = None
+        self.graphs: dict[int, _Graph] = {}
+        self.size_for: list[int] = []
+
+
+class _Slot:
+    """One batch in flight: a stream, a memory pool, buffers and graphs of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device=device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.buffers: dict[tuple[int, int], _Buffers] = {}
+        self.busy = False
+
+
+class _GraphTicket(Ticket):
+    __slots__ = ("buffers", "graph", "layout", "length", "readings", "results", "rows", "slot")
+
+    def __init__(self) -> None:
+        self.results: list[Any] | None = None
+
+
+class _GraphRunner(Runner):
+    def __init__(self, plan: GraphPlan, depth: int) -> None:
+        self._plan = plan
+        self._device = plan.device.torch_device
+        self._slots = [_Slot(self._device) for _ in range(max(1, depth))]
+        self._eager = plan.eager.runner()
+
+    # ------------------------------------------------------------ running
+
+    def launch(self, readings: Sequence[Reading]) -> Ticket:
+        ticket = _GraphTicket()
+        lane = readings[0].lane
+        group = lane.group
+        length = 0
+        if group.sequence:
+            length = max(reading.lane.length for reading in readings)
+        plan = self._plan
+        key = (id(group), length)
+        slot = next((s for s in self._slots if not s.busy), None)
+        buffers = slot.buffers.get(key) if slot is not None else None
+        if buffers is None and plan.captured(group, length):
+            self.prepare(readings[0], length)
+            buffers = slot.buffers.get(key) if slot is not None else None
+        rows = sum(reading.rows for reading in readings)
+        if slot is None or buffers is None or rows >= len(buffers.size_for):
+            ticket.results = self._eager.finish(self._eager.launch(readings))
+            return ticket
+        stage(buffers.pinned, readings, group, length)
+        graph = buffers.graphs[buffers.size_for[rows]]
+        torch.cuda.set_stream(slot.stream)
+        graph.graph.replay()
+        slot.busy = True
+        ticket.slot, ticket.buffers, ticket.graph = slot, buffers, graph
+        ticket.readings, ticket.rows, ticket.length = readings, rows, length
+        ticket.layout = None
+        if group.sequence and any(reading.length != length for reading in readings):
+            ticket.layout = group.state.get("layout")
+        return ticket
+
+    def finish(self, ticket: Ticket) -> list[Any]:
+        assert isinstance(ticket, _GraphTicket)
+        if ticket.results is not None:
+            return ticket.results
+        slot, buffers, rows = ticket.slot, ticket.buffers, ticket.rows
+        try:
+            slot.stream.synchronize()
+            # The pinned outputs are written again by the next run: results get memory of their own.
+            own = [leaf[:rows].clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in buffers.outputs]
+        finally:
+            slot.busy = False
+        spec = buffers.spec
+        assert spec is not None
+        output = own[0] if spec.is_leaf() else pytree.tree_unflatten(own, spec)
+        return cut(output, ticket.readings, ticket.layout, ticket.length, self._plan.options.unbatched)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            slot.buffers.clear()
+
+    # ------------------------------------------------------------ capturing
+
+    def prepare(self, reading: Reading, length: int) -> None:
+        """Capture all row buckets for the request's group and ``length``, in every slot."""
+        plan, group = self._plan, reading.lane.group
+        with plan.lock:
+            if not plan.captured(group, length):
+                return
+            try:
+                with torch.cuda.device(self._device), torch.no_grad(), plan.compiling():
+                    layout = plan.layout(reading)
+                    if layout is not None and not layout.padding:
+                        return
+                    for slot in self._slots:
+                        slot.buffers[(id(group), length)] = self._capture(slot, reading, length)
+                    self._measure(group, length)
+            except Exception as error:
+                torch.cuda.synchronize(self._device)
+                for slot in self._slots:
+                    slot.buffers.pop((id(group), length), None)
+                plan.give_up(group, error)
+
+    def _capture(self, slot: _Slot, reading: Reading, length: int) -> _Buffers:
+        plan, group = self._plan, reading.lane.group
+        sizes = plan.sizes
+        buffers = _Buffers(reading, length, sizes[-1], self._device)
+        row = Reading(tuple(leaf[:1] for leaf in reading.leaves), 1, reading.lane, reading.length)
+        if group.sequence and row.length > length:
+            cut_leaves = tuple(leaf[:, :length] if i in group.sequence else leaf for i, leaf in enumerate(row.leaves))
+            row = Reading(cut_leaves, 1, row.lane, length)
+        for pinned, batch in zip(buffers.pinned, merge([row], length, sizes[-1]), strict=True):
+            pinned.copy_(batch)
+        gc.collect()  # nothing that owns device memory may be freed in the middle of a capture
+        for size in reversed(sizes):  # the largest first: the smaller ones fit into its memory
+            buffers.graphs[size] = self._capture_one(slot, buffers, group, size)
+        sizes_up = iter(sizes)
+        size = next(sizes_up)
+        for rows in range(sizes[-1] + 1):
+            if rows > size:
+                size = next(sizes_up)
+            buffers.size_for.append(size)
+        return buffers
+
+    def _capture_one(self, slot: _Slot, buffers: _Buffers, group: Group, size: int) -> _Graph:
+        pinned = [t[:size] for t in buffers.pinned]
+        inputs = [t[:size] for t in buffers.device]
+        args, kwargs = group.rebuild(inputs)
+        model = self._plan.call_model
+
+        def copy_in() -> None:
+            for source, target in zip(pinned, inputs, strict=True):
+                target.copy_(source, non_blocking=True)
+
+        with torch.cuda.stream(slot.stream):
+            output: Any = None
+            for _ in range(_WARM_UP_RUNS):
+                copy_in()
+                output = model(*args, **kwargs)
+            flat, spec = pytree.tree_flatten(output)
+            if not buffers.outputs:
+                buffers.spec = spec
+                buffers.outputs = [_pinned_like(leaf, size) for leaf in flat]
+            del output, flat
+            slot.stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=slot.pool, capture_error_mode="thread_local")
+            try:
+                copy_in()
+                captured, _ = pytree.tree_flatten(model(*args, **kwargs))
+                for leaf, target in zip(captured, buffers.outputs, strict=True):
+                    if isinstance(leaf, torch.Tensor):
+                        if leaf.dim() == 0 or leaf.shape[0] != size:
+                            raise ValueError(
+                                f"an output of shape {list(leaf.shape)} for {size} rows: dim 0 is not the batch"
+                            )
+                        target[:size].copy_(leaf, non_blocking=True)
+            finally:
+                graph.capture_end()
+            slot.stream.synchronize()
+        return _Graph(graph, buffers.outputs)
+
+    def _measure(self, group: Group, length: int) -> None:
+        """Time every bucket once a plan, on the first slot; synchronized calls, host time included."""
+        key = ("table", length)
+        if key in group.state:
+            return
+        slot = self._slots[0]
+        buffers = slot.buffers[(id(group), length)]
+        seconds = {}
+        torch.cuda.set_stream(slot.stream)
+        for size, captured in buffers.graphs.items():
+            times = []
+            for run in range(_TIMED_RUNS + 2):
+                started = time.perf_counter()
+                captured.graph.replay()
+                slot.stream.synchronize()
+                if run >= 2:
+                    times.append(time.perf_counter() - started)
+            seconds[size] = median(times)
+        group.state[key] = BucketTable(seconds)
+
+
+def _pinned_like(leaf: Any, rows: int) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    if leaf.dim() == 0 or leaf.shape[0] != rows:
+        raise ValueError(f"an output of shape {list(leaf.shape)} for {rows} rows: dim 0 is not the batch")
+    return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True)
+
+
+def _sizes(options: PlanOptions) -> tuple[int, ...]:
+    if options.batch_sizes is not None:
+        return options.batch_sizes
+    sizes = [1]
+    while sizes[-1] * 2 <= options.max_batch_size:
+        sizes.append(sizes[-1] * 2)
+    return tuple(sizes)
+
+
+def _default_lengths(model: nn.Module, example: int | None, options: PlanOptions) -> tuple[int, ...]:
+    if options.padding is None:
+        return ()
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or _DEFAULT_LENGTHS[-1]
+    lengths = {length for length in _DEFAULT_LENGTHS if length <= limit}
+    if example:
+        lengths.add(example)
+    return tuple(sorted(lengths))

@@ -1,0 +1,263 @@
+"""The forward that stands in front of an encoder's own: packs a call where that is right and pays."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from steelworks.plans.packing._attention import NAME, register
+from steelworks.plans.packing._context import CannotPackError, PackedCall, current, may_pack, record
+from steelworks.plans.packing._layout import Layout, token_counts
+
+logger = logging.getLogger("steelworks.plans.packing")
+
+# The share of padding below which packing costs more than it saves; measured, see _attention.py.
+MIN_PADDING = 0.02
+
+_TOKEN_INPUTS = ("token_type_ids", "position_ids")
+_PASSED_ON = frozenset({"input_ids", "attention_mask", "output_hidden_states", "return_dict", *_TOKEN_INPUTS})
+_FIELDS = frozenset({"last_hidden_state", "hidden_states", "pooler_output"})
+
+PositionRule = Callable[[torch.Tensor], torch.Tensor]
+PoolerRule = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the trial on install found out about an encoder.
+
+    Attributes:
+        positions: the model's own position ids for input ids [rows, columns]; None where they
+            are the columns.
+        pooler: how pooler_output follows from the padded last_hidden_state; None without a pooler.
+        tuples: whether ``return_dict=False`` gives the ModelOutput's own tuple.
+        attention_calls: how often attention runs in one forward.
+    """
+
+    positions: PositionRule | None
+    pooler: PoolerRule | None
+    tuples: bool
+    attention_calls: int = 0
+
+
+class PackedForward:
+    """Callable put in place of an encoder's ``forward``; holds nothing about any call.
+
+    Args:
+        encoder: the encoder.
+        traits: what the trial found out.
+    """
+
+    def __init__(self, encoder: nn.Module, traits: Traits) -> None:
+        self.encoder = encoder
+        self.traits = traits
+        self.users = 0
+        self.broken: str | None = None
+        self._previous = encoder.__dict__.get("forward")
+        original = encoder.forward
+        functools.update_wrapper(self, original)
+        self.original = original
+        self._names = parameter_names(original)
+
+    def attach(self) -> None:
+        """Put this in front of the encoder's forward."""
+        self.encoder.forward = self  # type: ignore[method-assign, assignment]
+
+    def detach(self) -> None:
+        """Put the encoder's forward back, or become inert if someone wrapped it since."""
+        self.broken = "packing was removed"
+        if self.encoder.__dict__.get("forward") is not self:
+            logger.warning(
+                "the forward of %s was replaced after packing was installed; packing is off, its wrapper stays",
+                type(self.encoder).__name__,
+            )
+        elif self._previous is None:
+            del self.encoder.forward
+        else:
+            self.encoder.forward = self._previous
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = self._arguments(args, kwargs) if self._ready() else None
+        layout = None if arguments is None else _layout(arguments)
+        if arguments is None or layout is None:
+            return self._padded(args, kwargs)
+        failure: Exception | None = None
+        try:
+            return self.packed(arguments, layout)
+        except CannotPackError:
+            pass
+        except Exception as error:
+            failure = error
+        # If the fault is in the input, the padded run raises it as the model would.
+        result = self._padded(args, kwargs)
+        if failure is not None:
+            self._give_up(f"{type(failure).__name__}: {failure}")
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copied module gets its class's forward, bound to the copy, and not one bound to the original."""
+        copy = memo.get(id(self.encoder))
+        return self if copy is None else types.MethodType(type(self.encoder).forward, copy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled module gets its class's forward when it is loaded."""
+        return _restored_forward, (self.encoder,)
+
+    def packed(self, arguments: Mapping[str, Any], layout: Layout) -> Any:
+        """Run the encoder packed.
+
+        Raises:
+            CannotPackError: the model does something that packing can't serve.
+        """
+        output, call = self.run(arguments, layout)
+        if call.attention_calls != self.traits.attention_calls:
+            raise CannotPackError(
+                f"attention ran {call.attention_calls} times packed, expected {self.traits.attention_calls}"
+            )
+        result = self._unpacked(output, layout)
+        record(call)
+        return result.to_tuple() if arguments.get("return_dict") is False else result
+
+    def run(self, arguments: Mapping[str, Any], layout: Layout) -> tuple[Any, PackedCall]:
+        """Run the encoder on the packed tokens.
+
+        Returns:
+            The encoder's output in packed form, and the call with what attention noted in it.
+        """
+        inputs = self._inputs(arguments, layout)
+        call = PackedCall(layout.lengths, layout.prefix)
+        token = current.set(call)
+        try:
+            return self.original(**inputs), call
+        finally:
+            current.reset(token)
+
+    def _ready(self) -> bool:
+        """Whether the state of the module and of the caller allows packing."""
+        encoder = self.encoder
+        return (
+            self.broken is None
+            and may_pack(self)
+            and not encoder.training
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and encoder.config._attn_implementation == NAME  # type: ignore[union-attr]
+            and not getattr(encoder.config, "output_attentions", False)
+        )
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """The call's arguments by name; None if there is one that packing doesn't know."""
+        if args:
+            named = dict(zip(self._names, args, strict=False))
+            if len(named) < len(args) or not named.keys().isdisjoint(kwargs):
+                return None
+            kwargs = {**named, **kwargs}
+        for name, value in kwargs.items():
+            if name not in _PASSED_ON and value is not None and value is not False:
+                return None
+        wants_tuple = kwargs.get("return_dict") is False
+        if wants_tuple and not self.traits.tuples:
+            return None
+        if kwargs.get("return_dict") is None and not getattr(self.encoder.config, "return_dict", True):
+            return None
+        return kwargs
+
+    def _inputs(self, arguments: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+        """The arguments of the packed run."""
+        ids = arguments["input_ids"]
+        inputs = dict(arguments)
+        inputs["attention_mask"] = None
+        inputs["return_dict"] = True
+        inputs["input_ids"] = layout.pack(ids)
+        for name in _TOKEN_INPUTS:
+            values = inputs.get(name)
+            if values is not None:
+                inputs[name] = layout.pack(values)
+                if inputs[name] is None:
+                    raise CannotPackError(f"{name} is not one value a token")
+        if inputs.get("position_ids") is None:
+            rule = self.traits.positions
+            inputs["position_ids"] = layout.column.unsqueeze(0) if rule is None else layout.pack(rule(ids))
+        return inputs
+
+    def _unpacked(self, output: Any, layout: Layout) -> Any:
+        """The padded form of the encoder's output."""
+        done: dict[int, torch.Tensor] = {}
+
+        def unpack(value: Any) -> Any:
+            if value is None:
+                return None
+            if isinstance(value, tuple | list):
+                return type(value)(unpack(item) for item in value)
+            if not isinstance(value, torch.Tensor) or value.shape[:2] != (1, layout.index.shape[0]):
+                raise CannotPackError("the encoder returns something that is not one value a token")
+            # hidden_states[-1] often is last_hidden_state itself, and stays so.
+            if id(value) not in done:
+                done[id(value)] = layout.unpack(value)
+            return done[id(value)]
+
+        if any(value is not None and name not in _FIELDS for name, value in output.items()):
+            raise CannotPackError(f"the encoder returns {sorted(output)}")
+        fields = {name: unpack(value) for name, value in output.items() if name != "pooler_output"}
+        if output.get("pooler_output") is not None:
+            if self.traits.pooler is None:
+                raise CannotPackError("the encoder has a pooler that packing doesn't know")
+            fields["pooler_output"] = self.traits.pooler(self.encoder, fields["last_hidden_state"])
+        return type(output)(**fields)
+
+    def _padded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The encoder's own forward, out of any packed call that a hook may have made this from."""
+        if current.get() is None:
+            return self.original(*args, **kwargs)
+        token = current.set(None)
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            current.reset(token)
+
+    def _give_up(self, reason: str) -> None:
+        """Stop packing this encoder: what failed once is likely to fail again, and costs a run each time."""
+        if self.broken is None:
+            self.broken = reason
+            logger.warning(
+                "%s runs padded from now on: its packed run failed where the padded one did not (%s)",
+                type(self.encoder).__name__,
+                reason,
+            )
+
+
+def parameter_names(forward: Callable[..., Any]) -> list[str]:
+    """The names of the parameters that ``forward`` takes by position, in order."""
+    parameters = inspect.signature(forward).parameters
+    return [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _layout(arguments: Mapping[str, Any]) -> Layout | None:
+    """Where the tokens are; None if the batch can't be packed or packing it doesn't pay."""
+    ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+    if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
+        return None
+    if ids.dim() != 2 or ids.shape != mask.shape or ids.device != mask.device or ids.is_cuda:
+        return None
+    counts = token_counts(mask)
+    tokens = sum(counts)
+    if tokens == 0 or tokens > (1 - MIN_PADDING) * mask.numel():
+        return None
+    layout = Layout(mask, counts)
+    # A pooler that reads column 0 of a row would read zeros: leave left-padded batches alone.
+    return layout if layout.anchored else None
+
+
+def _restored_forward(encoder: nn.Module) -> Callable[..., Any]:
+    """The plain forward of an encoder that was pickled while packed; its config may name our attention."""
+    register()
+    return types.MethodType(type(encoder).forward, encoder)
