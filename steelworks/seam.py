@@ -28,6 +28,11 @@ class Hook(Protocol):
 _hook: Hook | None = None
 
 
+def watched() -> bool:
+    """Whether a hook is installed; a hot path asks before it builds what :func:`after` would report."""
+    return _hook is not None
+
+
 def before(step: str, subject: object) -> None:
     """Announce ``step``; a hook may block here to order threads."""
     if _hook is not None:

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +270,22 @@ def test_every_hazard_has_an_id_a_summary_and_a_measure(device: CPUDevice | CUDA
     assert hazards
     assert len({hazard.id for hazard in hazards}) == len(hazards)
     assert all(hazard.summary.endswith(".") and hazard.measure.endswith(".") for hazard in hazards)
+
+
+def test_a_share_taken_by_a_suspended_generator_is_not_put_back_in_the_thread_that_closes_it() -> None:
+    def generate() -> Iterator[int]:
+        with CPUDevice(cores=9).new_stream().use():
+            yield torch.get_num_threads()
+
+    generator = generate()
+    assert in_thread(lambda: next(generator)) == 9
+
+    def close() -> int:
+        CPUDevice().set_thread_share(7)
+        generator.close()
+        return torch.get_num_threads()
+
+    assert in_thread(close) == 7
 
 
 # CUDA, as far as it shows without a GPU

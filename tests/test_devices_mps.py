@@ -543,6 +543,36 @@ def test_threads_with_streams_of_their_own_get_right_answers_from_one_model() ->
     assert fake.global_synchronizes == ()
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["owner", "streams"])
+def test_a_block_that_another_thread_ends_frees_the_device_and_keeps_that_threads_stream(
+    streams: bool,
+) -> None:
+    fake, device = make("2.15.0", streams=streams)
+
+    def generate() -> Iterator[int]:
+        with device.new_stream().use():
+            yield 1
+
+    generator = generate()
+    suspended, end = threading.Event(), threading.Event()
+
+    def suspend() -> None:
+        next(generator)
+        suspended.set()
+        end.wait(30)
+
+    thread = Running(suspend)
+    suspended.wait(30)
+    mine = fake.mps.Stream()
+    fake.mps.set_stream(mine)
+    generator.close()
+    assert fake.mps.current_stream() == mine
+    Running(lambda: device.copy_in(torch.ones(2))).result()
+    end.set()
+    thread.result()
+    fake.check()
+
+
 # What applies, and what is allowed
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -46,20 +46,10 @@ class CountingStream(Stream):
     def id(self) -> int:
         return self._id
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def use(self) -> AbstractContextManager[None]:
         if self._device.refuse:
             raise DeviceRuleError("refused")
-        with self._lock:
-            self.inside += 1
-            self.most_inside = max(self.most_inside, self.inside)
-        before, self._device.current.stream = self._device.now(), self
-        try:
-            yield
-        finally:
-            self._device.current.stream = before
-            with self._lock:
-                self.inside -= 1
+        return CurrentStream(self)
 
     def synchronize(self) -> None:
         pass
@@ -68,6 +58,28 @@ class CountingStream(Stream):
         now = self._device.now()
         if now is not self:
             self._device.followed.append((self._id, None if now is None else now.id))
+
+
+class CurrentStream(AbstractContextManager[None]):
+    """Makes a stream its thread's current one."""
+
+    def __init__(self, stream: CountingStream) -> None:
+        self.stream = stream
+        self.before: CountingStream | None = None
+        self.thread = threading.get_ident()
+
+    def __enter__(self) -> None:
+        with self.stream._lock:
+            self.stream.inside += 1
+            self.stream.most_inside = max(self.stream.most_inside, self.stream.inside)
+        self.before = self.stream._device.now()
+        self.stream._device.current.stream = self.stream
+
+    def __exit__(self, *_: object) -> None:
+        if self.thread == threading.get_ident():
+            self.stream._device.current.stream = self.before
+        with self.stream._lock:
+            self.stream.inside -= 1
 
 
 class GPU(Device):
@@ -276,7 +288,7 @@ def test_streams_are_made_when_they_are_needed_and_used_again(gpu: GPU) -> None:
 def test_the_block_manager_serves_one_block_at_a_time(gpu: GPU) -> None:
     use = StreamPool(gpu).stream()
     with use:
-        with pytest.raises(DeviceRuleError, match="call pool.stream\\(\\) for another"):
+        with pytest.raises(DeviceRuleError, match=r"call pool\.stream\(\) for another"):
             use.__enter__()
     with use:
         pass
@@ -450,16 +462,16 @@ def test_a_thread_that_comes_later_does_not_get_ahead_of_one_that_waits(gpu: GPU
 def test_a_thread_that_releases_can_not_snatch_the_stream_back(gpu: GPU) -> None:
     pool = StreamPool(gpu, size=1, timeout=0)
     stream_in(pool)
-    patient = StreamPool(gpu, size=1)
-    assert patient.size == 1
     with seam.installed(Script()) as script:
-        script.gates["Wait"] = threading.Event()
+        look = script.gates["Wait"] = threading.Event()
         waiting = Running(lambda: stream_in(pool))
         script.await_before("Wait")
         pool.release()
         script.gates.clear()
         with pytest.raises(StreamPoolExhaustedError):
             stream_in(pool)
+        look.set()
+        waiting.result()
 
 
 def test_each_return_wakes_one_waiting_thread(gpu: GPU) -> None:
@@ -616,8 +628,11 @@ def test_threads_that_share_a_stream_take_turns_inside_the_block(gpu: GPU) -> No
 
 def test_many_threads_on_few_shared_streams_never_meet_inside_one(gpu: GPU) -> None:
     pool = StreamPool(gpu, size=2, exhausted="share")
+    all_have_theirs = threading.Barrier(8)
 
     def work() -> None:
+        stream_in(pool)
+        all_have_theirs.wait(PATIENCE)
         for _ in range(50):
             with pool.stream():
                 pass
@@ -630,7 +645,7 @@ def test_many_threads_on_few_shared_streams_never_meet_inside_one(gpu: GPU) -> N
 def test_waiting_for_a_turn_ends_with_an_error_after_the_timeout(gpu: GPU) -> None:
     pool = StreamPool(gpu, size=1, exhausted="share", timeout=0.01)
     with pool.stream():
-        with pytest.raises(StreamPoolExhaustedError, match="leave 'with pool.stream\\(\\)' sooner"):
+        with pytest.raises(StreamPoolExhaustedError, match=r"leave 'with pool\.stream\(\)' sooner"):
             Running(lambda: stream_in(pool)).result()
     assert pool.statistics().exhausted_total == 1
     stream_in(pool)
@@ -799,7 +814,7 @@ def test_ten_thousand_short_threads_leave_nothing_behind(gpu: GPU) -> None:
     pool = StreamPool(gpu, size=4, timeout=PATIENCE)
     threads_before = threading.active_count()
     gc.collect()
-    leases_before = sum(isinstance(thing, Lease) for thing in gc.get_objects())
+    leases_before = sum(type(thing) is Lease for thing in gc.get_objects())
     failures: list[BaseException] = []
 
     def use() -> None:
@@ -824,7 +839,7 @@ def test_ten_thousand_short_threads_leave_nothing_behind(gpu: GPU) -> None:
     assert threading.active_count() == threads_before
     assert not pool._ledger._returned
     gc.collect()
-    assert sum(isinstance(thing, Lease) for thing in gc.get_objects()) == leases_before
+    assert sum(type(thing) is Lease for thing in gc.get_objects()) == leases_before
 
 
 def test_every_thread_is_served_when_threads_release_interrupt_and_end_at_random(gpu: GPU) -> None:
@@ -1078,7 +1093,7 @@ def test_threads_on_a_gpu_get_right_answers_on_streams_of_their_own() -> None:
     def work(number: int) -> tuple[int, torch.Tensor]:
         for _ in range(50):
             x = torch.full((8, 256), float(number), device=device.torch_device)  # on the default stream
-            with pool.stream() as stream:
+            with pool.stream():
                 y = device.copy_out(x @ weight)
         return torch.cuda.current_stream().cuda_stream, y
 

@@ -63,11 +63,15 @@ def run_map(
                 while outstanding[0].state != ENDED:
                     sink.wait()
                 sink.clear()
+                # Refill before handing out: the workers go on while the consumer looks at results.
+                done = []
                 while outstanding and outstanding[0].state == ENDED:
-                    in_flight -= 1
-                    yield _outcome(outstanding.popleft(), return_exceptions)
-                    if not exhausted and in_flight + chunk <= window:
-                        break
+                    done.append(outstanding.popleft())
+                in_flight -= len(done)
+                while not exhausted and in_flight + chunk <= window:
+                    in_flight += refill(chunk)
+                for request in done:
+                    yield request.result if request.outcome == COMPLETED else _outcome(request, return_exceptions)
             else:
                 request = sink.pop()
                 while request is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 from steelworks.batching._request import PENDING, Request
@@ -26,27 +26,32 @@ _ORDER = attrgetter("order")
 class _Line:
     """The waiting requests of one lane, in order. Ended ones stay until they reach the head."""
 
-    __slots__ = ("lane", "live", "requests", "rows")
+    __slots__ = ("lane", "live", "requests", "rows", "solos")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.requests: deque[Request] = deque()
         self.rows = 0
         self.live = 0
+        self.solos = 0
 
     def add(self, request: Request) -> None:
         requests = self.requests
+        if request.solo:
+            self.solos += 1
         if requests and requests[-1].order > request.order:
             insort(requests, request, key=_ORDER)
         else:
             requests.append(request)
-        self.rows += request.rows
+        self.rows += request.reading.rows  # type: ignore[union-attr]
         self.live += 1
 
     def remove(self, request: Request, rows: int) -> None:
         """Note that ``request`` ended while it waited."""
         self.rows -= rows
         self.live -= 1
+        if request.solo:
+            self.solos -= 1
         if len(self.requests) > 64 and self.live * 2 < len(self.requests):
             self.requests = deque(r for r in self.requests if r.state == PENDING and r is not request)
 
@@ -62,7 +67,13 @@ class _Line:
         self.requests.popleft()
         self.rows -= request.rows
         self.live -= 1
+        if request.solo:
+            self.solos -= 1
         return request
+
+    def plain(self) -> bool:
+        """Whether every request here waits, has one row, and may join a batch: then they go in bulk."""
+        return self.live == len(self.requests) == self.rows and not self.solos
 
 
 class Pending:
@@ -83,6 +94,24 @@ class Pending:
         line.add(request)
         self.count += 1
         self.rows += reading.rows
+
+    def add_many(self, requests: Sequence[Request]) -> None:
+        """Add new requests in state PENDING."""
+        lane: Lane | None = None
+        line: _Line | None = None
+        rows = 0
+        for request in requests:
+            reading = request.reading
+            assert reading is not None
+            if reading.lane is not lane or line is None:
+                lane = reading.lane
+                line = self._lines.get(lane)
+                if line is None:
+                    line = self._lines[lane] = _Line(lane)
+            line.add(request)
+            rows += reading.rows
+        self.count += len(requests)
+        self.rows += rows
 
     def remove(self, request: Request) -> None:
         """Take out a request that ends while it waits; call before its tensors are let go."""
@@ -135,6 +164,17 @@ class Pending:
         longest = max(c.lane.length for c in segment) or 1
         wanted = min(plan.first_run(group, min(available, limit), longest), limit)
         taken: list[Request] = []
+        if len(segment) == 1 and line.plain():
+            popleft = line.requests.popleft
+            wanted = min(max(wanted, 1), line.live)
+            taken = [popleft() for _ in range(wanted)]
+            line.live -= wanted
+            line.rows -= wanted
+            self.count -= wanted
+            self.rows -= wanted
+            if line.live == 0:
+                del lines[line.lane]
+            return taken
         rows = 0
         while segment:
             line = segment[0] if len(segment) == 1 else min(segment, key=lambda c: c.head().order)

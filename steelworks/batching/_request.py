@@ -49,7 +49,6 @@ class Request:
         "result",
         "sink",
         "solo",
-        "started",
         "state",
         "token",
     )
@@ -67,7 +66,6 @@ class Request:
         self.deadline: float | None = None
         self.attempts = 0
         self.solo = False
-        self.started = 0.0
         self.context: Any = None
         self.admitted: threading.Event | None = None
 
@@ -79,6 +77,8 @@ class Request:
 
 class Sink(ABC):
     """Brings ended requests to whoever waits for them."""
+
+    may_abandon = False  # whether ``abandoned`` needs asking
 
     @abstractmethod
     def deliver(self, ended: Sequence[Request]) -> None:
@@ -136,6 +136,8 @@ class FutureSink(Sink):
 
 class LoopSink(Sink):
     """For asyncio tasks of one event loop: the token is an ``asyncio.Future``; one wake-up a batch."""
+
+    may_abandon = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -195,9 +197,8 @@ def deliver(ended: Sequence[Request]) -> None:
     """Deliver ended requests, one call a sink. Holds no lock; never raises."""
     if not ended:
         return
-    first = ended[0].sink
-    if all(request.sink is first for request in ended):
-        _deliver_to(first, ended)
+    if len({request.sink for request in ended}) == 1:
+        _deliver_to(ended[0].sink, ended)
         return
     by_sink: dict[int, list[Request]] = {}
     for request in ended:

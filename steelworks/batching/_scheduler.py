@@ -5,6 +5,7 @@ The steps (each between ``seam.before`` and ``seam.after``) and what they promis
 * ``Submit``: a request is accepted (pending, or parked over ``max_pending``), refused, or it displaces the
   oldest. An idle worker is woken if there is one.
 * ``Take``: a worker removes the next batch; its requests are running. Parked requests move up.
+* ``Direct``: nothing waits, so a caller runs its request on its own thread; it is running at once.
 * ``Park``: a worker that found nothing goes to sleep; a later Submit wakes it. No wake-up is lost because
   both happen under the lock.
 * ``End``: requests move to ENDED, each exactly once (I2): whoever finds a request ended leaves it alone.
@@ -73,6 +74,7 @@ class Scheduler:
     def __init__(self, plan: Plan, options: QueueOptions, workers: int) -> None:
         self.plan = plan
         self.options = options
+        self._max_pending = options.max_pending
         self.workers = workers
         self.lock = threading.Lock()
         self.state = OPEN
@@ -116,14 +118,16 @@ class Scheduler:
             ForkedProcessError: this is a forked child; the workers stayed in the parent.
             QueueFullError: ``max_pending`` requests wait and ``overflow`` is ``"reject"``.
         """
-        seam.before("Submit", self)
+        watched = seam.watched()
+        if watched:
+            seam.before("Submit", self)
         dropped: Request | None = None
         wake: Sleeper | None = None
         with self.lock:
             if self.state is not OPEN:
                 raise self.closed_error()
             parked = False
-            if self._pending.count >= self.options.max_pending:
+            if self._pending.count >= self._max_pending:
                 if self.options.overflow == "reject":
                     self._rejected += 1
                     raise QueueFullError(
@@ -153,10 +157,27 @@ class Scheduler:
                     wake = self._sleeper_to_wake()
         if wake is not None:
             wake.wake.release()
-        seam.after("Submit", self, request=request, parked=parked, dropped=dropped, woke=wake is not None)
+        if watched:
+            seam.after("Submit", self, request=request, parked=parked, dropped=dropped, woke=wake is not None)
         if dropped is not None:
             deliver([dropped])
         return parked
+
+    def begin_direct(self, request: Request) -> bool:
+        """Let a caller run its request itself, if nothing waits: the request is running. False: it must wait."""
+        watched = seam.watched()
+        if watched:
+            seam.before("Direct", self)
+        with self.lock:
+            direct = self.state is OPEN and not self._pending.count
+            if direct:
+                self._accepted += 1
+                request.state = RUNNING
+                self._running += 1
+                self._running_rows += request.rows
+        if watched:
+            seam.after("Direct", self, request=request, direct=direct)
+        return direct
 
     def submit_many(self, requests: Sequence[Request]) -> None:
         """Accept requests of one ``map`` at once; those over ``max_pending`` are parked."""
@@ -165,15 +186,13 @@ class Scheduler:
         with self.lock:
             if self.state is not OPEN:
                 raise self.closed_error()
-            room = self.options.max_pending - self._pending.count
             self._accepted += len(requests)
-            for place, request in enumerate(requests):
-                if place < room:
-                    self._pending.add(request)
-                else:
-                    request.state = PARKED
-                    self._parked.append(request)
-                    self._parked_live += 1
+            room = max(0, self._max_pending - self._pending.count)
+            self._pending.add_many(requests[:room])
+            for request in requests[room:]:
+                request.state = PARKED
+                self._parked.append(request)
+                self._parked_live += 1
             for _ in range(min(len(self._idle), len(requests))):
                 sleeper = self._sleeper_to_wake()
                 if sleeper is not None:
@@ -266,19 +285,23 @@ class Scheduler:
             limit = max(1, min(limit, share))
         now = time.perf_counter()
         batch: list[Request] = []
-        for request in self._pending.take(self.plan, limit):
+        before = self._pending.rows
+        taken = self._pending.take(self.plan, limit)
+        rows = before - self._pending.rows
+        for request in taken:
             if request.deadline is not None and request.deadline <= now:
+                rows -= request.rows
                 self._finish(request, EXPIRED, None, _expired(request))
                 skipped.append(request)
-            elif request.sink.abandoned(request):
+            elif request.sink.may_abandon and request.sink.abandoned(request):
+                rows -= request.rows
                 self._finish(request, CANCELLED, None, None)
                 skipped.append(request)
             else:
                 request.state = RUNNING
-                request.started = now
                 batch.append(request)
         self._running += len(batch)
-        self._running_rows += sum(request.rows for request in batch)
+        self._running_rows += rows
         self._admit()
         crowd = self._pending.rows + self._running_rows
         self._crowd = max(float(crowd), self._crowd * 0.9)
@@ -326,7 +349,9 @@ class Scheduler:
 
     def complete(self, requests: Sequence[Request], results: Sequence[Any], started: float) -> None:
         """End running requests with their results and deliver them."""
-        seam.before("End", self)
+        watched = seam.watched()
+        if watched:
+            seam.before("End", self)
         now = time.perf_counter()
         ended: list[Request] = []
         with self.lock:
@@ -351,11 +376,11 @@ class Scheduler:
             waits = [started - request.arrived for request in ended]
             waits.sort()
             self._wait.observe_sorted(waits)
-            run = now - started
-            self._total.observe_sorted([wait + run for wait in waits])
+            self._total.observe_sorted(waits, now - started)
             if not self._alive():
                 self._all_ended.notify_all()
-        seam.after("End", self, requests=ended, outcome=COMPLETED)
+        if watched:
+            seam.after("End", self, requests=ended, outcome=COMPLETED)
         deliver(ended)
 
     def fail(
@@ -544,5 +569,5 @@ class Scheduler:
 def _expired(request: Request) -> DeadlineExceededError:
     assert request.deadline is not None
     allowed = request.deadline - request.arrived
-    where = "waited for a worker" if not request.started else "was running"
+    where = "was running" if request.state == RUNNING else "waited for a worker"
     return DeadlineExceededError(f"the request's deadline of {allowed:.3f} s passed while it {where}")

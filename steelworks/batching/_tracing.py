@@ -53,11 +53,11 @@ class Tracer:
                 if request.outcome == COMPLETED:
                     self._span(request, started, len(requests), None)
 
-    def failed(self, requests: Sequence[Request], error: BaseException) -> None:
+    def failed(self, requests: Sequence[Request], started: float, error: BaseException) -> None:
         """Make the spans of requests that failed."""
         if self._trace is not None:
             for request in requests:
-                self._span(request, request.started, 1, error)
+                self._span(request, started, 1, error)
 
     def _span(self, request: Request, started: float, size: int, error: BaseException | None) -> None:
         now_ns, now = time.time_ns(), time.perf_counter()

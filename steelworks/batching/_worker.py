@@ -142,7 +142,7 @@ class Worker:
                     continue
             if len(requests) == 1:
                 scheduler.fail(requests, [raised])
-                self.crew.tracer.failed(requests, raised)
+                self.crew.tracer.failed(requests, batch.started, raised)
             else:
                 half = len(requests) // 2
                 stack.append((requests[half:], None))
@@ -203,6 +203,10 @@ class Crew:
             return None
         self._ready.set()
         return runner
+
+    def express(self, count: int) -> list[Runner]:
+        """Runners for callers' own threads, from the first device's plan."""
+        return self.plans[0].express(count)
 
     def _start_one(self, index: int, runner: Runner | None) -> None:
         worker = Worker(self, index, self.plans[index % len(self.plans)], runner)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from steelworks.devices.base import Device
 from steelworks.errors import DeadlineExceededError, QueueClosedError
 from steelworks.plans import PlanOptions, make_plans
 from steelworks.plans.inputs import Padding
-from steelworks.plans.plan import Plan
+from steelworks.plans.plan import Plan, Runner
 
 _BLOCKING = BlockingSink()
 _FUTURE = FutureSink()
@@ -81,7 +82,7 @@ class BatchQueue:
             None decides by measurement.
         tracing: OpenTelemetry spans; None for where they are set up.
         **options: the fields of :class:`steelworks.QueueOptions`: ``max_pending``, ``overflow``, ``max_wait``,
-            ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``, ``name``.
+            ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``, ``express``, ``name``.
 
     Raises:
         ValueError: an option is out of range.
@@ -113,6 +114,7 @@ class BatchQueue:
         deterministic: bool = False,
         num_workers: int | None = None,
         depth: int | None = None,
+        express: int = 1,
         name: str = "steelworks",
     ) -> None:
         if isinstance(model, Plan):
@@ -127,6 +129,7 @@ class BatchQueue:
             deterministic=deterministic,
             num_workers=num_workers,
             depth=depth,
+            express=express,
             name=name,
         )
         plan_options = PlanOptions(
@@ -164,6 +167,10 @@ class BatchQueue:
         )
         self._loop_sink: tuple[asyncio.AbstractEventLoop | None, LoopSink | None] = (None, None)
         self._crew.start()
+        # Callers take these by pop() and put them back: a deque does both atomically.
+        self._express: deque[Runner] = deque()
+        if not self.options.deterministic and batch_timeout is None:
+            self._express.extend(self._crew.express(self.options.express))
         if batch_timeout is not None:
             self._supervisor.ensure_started()
         _lifecycle.register(self._life)
@@ -195,6 +202,8 @@ class BatchQueue:
         if self._tracer.on:
             entry.context = self._tracer.capture()
         if deadline is None:
+            if self._express and self._run_direct(entry):
+                return entry.result
             self._scheduler.submit(entry)
             try:
                 gate.acquire()
@@ -211,6 +220,33 @@ class BatchQueue:
                 del error, entry
         return entry.result
 
+    def _run_direct(self, entry: Request) -> bool:
+        """Run the request on the calling thread, if a captured plan is free and nothing waits.
+
+        Saves the two thread switches of the way through a worker. Returns False where the request has
+        to take that way; then nothing has happened yet.
+        """
+        try:
+            runner = self._express.pop()
+        except IndexError:
+            return False
+        reading = entry.reading
+        assert reading is not None
+        try:
+            if not runner.ready(reading) or not self._scheduler.begin_direct(entry):
+                return False
+            try:
+                results = runner.finish(runner.launch([reading]))
+            except BaseException as error:
+                self._scheduler.fail([entry], [error])
+                raise
+            self._scheduler.complete([entry], results, entry.arrived)
+            if self._tracer.on:
+                self._tracer.batch([entry], entry.arrived)
+            return True
+        finally:
+            self._express.append(runner)
+
     def _wait_until(self, entry: Request, deadline: float, gate: Any) -> None:
         entry.deadline = deadline
         self._scheduler.submit(entry)
@@ -222,7 +258,7 @@ class BatchQueue:
             self._scheduler.withdraw(entry)
             raise
         if withdrawn:
-            where = "was running" if entry.started else "waited for a worker"
+            where = "was running" if entry.reading is not None else "waited for a worker"
             entry.error = DeadlineExceededError(
                 f"the request's deadline of {deadline - entry.arrived:.3f} s passed while it {where}"
             )
@@ -400,7 +436,7 @@ class _Life:
             return True
         end = None if timeout is None else time.monotonic() + timeout
         scheduler.close(cancel_pending)
-        joined = self._crew.join(timeout)
+        joined = self._crew.join(timeout) and scheduler.drain(timeout)
         if not joined:
             scheduler.close(cancel_pending=True)
             left = max(0.0, end - time.monotonic()) if end is not None else 0.0

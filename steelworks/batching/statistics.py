@@ -6,7 +6,7 @@ are sorted already, so each histogram edge is found by bisection and not request
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,23 +61,22 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Add one observation."""
-        edges = self._edges
-        place = bisect_right(edges, value)
-        self._counts[place - 1 if place and edges[place - 1] == value else place] += 1
+        self._counts[bisect_left(self._edges, value)] += 1
         self._total += value
         self._count += 1
 
-    def observe_sorted(self, values: Sequence[float]) -> None:
-        """Add many observations given in ascending order."""
+    def observe_sorted(self, values: Sequence[float], shift: float = 0.0) -> None:
+        """Add many observations given in ascending order, each plus ``shift``."""
         if not values:
             return
-        self._total += sum(values)
-        self._count += len(values)
+        edges, counts, n = self._edges, self._counts, len(values)
+        self._total += sum(values) + n * shift
+        self._count += n
         done = 0
-        place = bisect_right(self._edges, values[0])
-        while done < len(values):
-            upto = bisect_right(values, self._edges[place], done) if place < len(self._edges) else len(values)
-            self._counts[place] += upto - done
+        place = bisect_left(edges, values[0] + shift)
+        while done < n:
+            upto = bisect_right(values, edges[place] - shift, done) if place < len(edges) else n
+            counts[place] += upto - done
             done = upto
             place += 1
 

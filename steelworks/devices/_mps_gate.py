@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from steelworks.errors import DeviceRuleError, ForkedProcessError
@@ -25,48 +25,57 @@ class Gate:
     """
 
     def __init__(self) -> None:
+        self.warmed: set[str] = set()
         self._pid = os.getpid()
         self._fields = threading.Lock()
         self._streams: bool | None = None
-        self._owner: threading.Thread | None = None
-        self._claims = 0
-        self._turn = threading.Lock()
-        self._mine = threading.local()
-        self.warmed: set[str] = set()
+        self._turn = threading.Lock()  # streams mode: held by the holder
+        self._holder: threading.Thread | None = None
+        self._depth = 0  # how often the holder has entered
 
-    @contextmanager
-    def held(self, streams: bool, what: str) -> Iterator[None]:
-        """Hold the gate for a ``with`` block; a thread that holds it may enter again.
+    def enter(self, streams: bool, what: str) -> threading.Thread:
+        """Become the holder, or enter once more; return the holder, for :meth:`leave`.
 
         Raises:
             DeviceRuleError: another thread owns the device, or the process uses the other mode.
             ForkedProcessError: the process is a forked child.
         """
         self._settle_mode(streams, what)
-        enter, leave = (self._take_turn, self._end_turn) if streams else (self._claim, self._disclaim)
-        enter(what)
-        try:
-            yield
-        finally:
-            leave()
+        me = threading.current_thread()
+        if streams:
+            if self._holder is not me:
+                self._turn.acquire()
+            self._holder = me
+            self._depth += 1
+        else:
+            self._claim(me, what)
+        return me
+
+    def leave(self, holder: threading.Thread) -> None:
+        """Undo one :meth:`enter` of ``holder``, from whatever thread."""
+        with self._fields:
+            if self._holder is not holder:
+                return  # it ended, and another took over
+            self._depth -= 1
+            if self._depth == 0:
+                self._holder = None
+                if self._streams:
+                    self._turn.release()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let other threads encode while this one waits for the GPU (streams mode only)."""
-        depth = getattr(self._mine, "depth", 0)
+        me = threading.current_thread()
+        depth = self._depth if self._holder is me else 0
         if depth:
-            self._mine.depth = 0
+            self._holder, self._depth = None, 0
             self._turn.release()
         try:
             yield
         finally:
             if depth:
                 self._turn.acquire()
-                self._mine.depth = depth
-
-    def held_by_me(self) -> bool:
-        """Whether the calling thread owns the device or is encoding."""
-        return self._owner is threading.current_thread() or getattr(self._mine, "depth", 0) > 0
+                self._holder, self._depth = me, depth
 
     def _settle_mode(self, streams: bool, what: str) -> None:
         if os.getpid() != self._pid:
@@ -83,10 +92,9 @@ class Gate:
                     f"streams={self._streams}; use one setting for the whole process"
                 )
 
-    def _claim(self, what: str) -> None:
-        me = threading.current_thread()
+    def _claim(self, me: threading.Thread, what: str) -> None:
         with self._fields:
-            owner = self._owner
+            owner = self._holder
             if owner is not None and owner is not me:
                 if owner.is_alive():
                     raise DeviceRuleError(
@@ -95,28 +103,28 @@ class Gate:
                         "one BatchQueue, or let the owner leave its worker_scope() first"
                     )
                 _log.warning("thread %r ended while it owned the Apple GPU; taking over", owner.name)
-                self._claims = 0
-            self._owner = me
-            self._claims += 1
+                self._depth = 0
+            self._holder = me
+            self._depth += 1
 
-    def _disclaim(self) -> None:
-        with self._fields:
-            if self._owner is not threading.current_thread():
-                return
-            self._claims -= 1
-            if self._claims == 0:
-                self._owner = None
 
-    def _take_turn(self, what: str) -> None:
-        depth = getattr(self._mine, "depth", 0)
-        if depth == 0:
-            self._turn.acquire()
-        self._mine.depth = depth + 1
+class Held(AbstractContextManager[None]):
+    """Holds a gate for a ``with`` block; a thread that holds it may enter again."""
 
-    def _end_turn(self) -> None:
-        self._mine.depth -= 1
-        if self._mine.depth == 0:
-            self._turn.release()
+    __slots__ = ("_gate", "_holder", "_streams", "_what")
+
+    def __init__(self, gate: Gate, streams: bool, what: str) -> None:
+        self._gate = gate
+        self._streams = streams
+        self._what = what
+        self._holder: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self._holder = self._gate.enter(self._streams, self._what)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._holder is not None
+        self._gate.leave(self._holder)
 
 
 _gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()

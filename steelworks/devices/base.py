@@ -69,7 +69,11 @@ class Stream(ABC):
 
     @abstractmethod
     def use(self) -> AbstractContextManager[None]:
-        """Make this the calling thread's current stream for a ``with`` block."""
+        """Make this the calling thread's current stream for a ``with`` block.
+
+        Where another thread ends the block (it closes a suspended generator), that thread's
+        current stream stays as it is.
+        """
 
     @abstractmethod
     def synchronize(self) -> None:

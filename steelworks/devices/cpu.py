@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
 
 from steelworks.devices._checks import check_worker
 from steelworks.devices._cores import usable_cores
-from steelworks.devices._thread_share import thread_share
+from steelworks.devices._own_thread import OwnThread
+from steelworks.devices._thread_share import ShareState, thread_share
 from steelworks.devices.base import Capabilities, Device, Hazard, Stream
 from steelworks.errors import InvalidInputError
 
@@ -32,6 +33,23 @@ _HAZARDS = (
 )
 
 
+class _Share(AbstractContextManager[None]):
+    """Gives the calling thread a number of cores, and puts its own number back."""
+
+    __slots__ = ("_before", "_cores")
+
+    def __init__(self, cores: int) -> None:
+        self._cores = cores
+        self._before: ShareState | None = None
+
+    def __enter__(self) -> None:
+        self._before = thread_share().swap(self._cores)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._before is not None
+        thread_share().restore(self._before)
+
+
 class CPUStream(Stream):
     """A share of the cores: work is done when the call returns, so there is no queue.
 
@@ -47,14 +65,8 @@ class CPUStream(Stream):
     def id(self) -> int:
         return self._id
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
-        share = thread_share()
-        before = share.swap(self.cores)
-        try:
-            yield
-        finally:
-            share.restore(before)
+    def use(self) -> AbstractContextManager[None]:
+        return OwnThread(_Share(self.cores))
 
     def synchronize(self) -> None:
         """Return at once: CPU work is complete when its call returns."""

@@ -15,6 +15,7 @@ import torch
 
 from steelworks.devices._checks import check_worker
 from steelworks.devices._live_streams import LiveStreams
+from steelworks.devices._own_thread import OwnThread
 from steelworks.devices.base import Capabilities, Device, Hazard, Stream
 from steelworks.errors import DeviceRuleError, InvalidInputError
 
@@ -67,7 +68,7 @@ class CUDAStream(Stream):
         return self._id
 
     def use(self) -> AbstractContextManager[None]:
-        return self._cuda.stream(self.raw)  # type: ignore[no-any-return]
+        return OwnThread(self._cuda.stream(self.raw))
 
     def synchronize(self) -> None:
         self.raw.synchronize()

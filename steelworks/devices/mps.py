@@ -30,8 +30,9 @@ import torch
 
 from steelworks.devices._checks import check_worker
 from steelworks.devices._live_streams import LiveStreams
-from steelworks.devices._mps_gate import Gate, gate_of
+from steelworks.devices._mps_gate import Gate, Held, gate_of
 from steelworks.devices._mps_hazards import STREAMS_SINCE, hazards_of
+from steelworks.devices._own_thread import OwnThread
 from steelworks.devices.base import Capabilities, Device, Hazard, Stream
 from steelworks.errors import DeviceRuleError, InvalidInputError
 
@@ -90,20 +91,16 @@ class MPSStream(Stream):
     def id(self) -> int:
         return self._id
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def use(self) -> AbstractContextManager[None]:
         """Make this the thread's current stream.
 
         In owner mode the thread owns the device for the block, and a second thread is refused.
         With streams it holds the encoding lock, except while it waits in :meth:`synchronize` or
         ``copy_out``: do not wait in the block for a thread that needs the device itself.
         """
-        with self._device._guard("stream.use()"):
-            if self.raw is None:
-                yield
-            else:
-                with self._device._backend.mps.stream(self.raw):
-                    yield
+        device = self._device
+        current = None if self.raw is None else OwnThread(device._backend.mps.stream(self.raw))
+        return _Use(device, current)
 
     def synchronize(self) -> None:
         self._device._synchronize(self.raw)
@@ -118,6 +115,37 @@ class MPSStream(Stream):
 
     def __repr__(self) -> str:
         return f"MPSStream(id={self._id}, raw={self.raw!r})"
+
+
+class _Use(AbstractContextManager[None]):
+    """A block on a stream: the device's guard, and the stream as the thread's current one."""
+
+    __slots__ = ("_current", "_device", "_guard")
+
+    def __init__(self, device: MPSDevice, current: OwnThread | None) -> None:
+        self._device = device
+        self._current = current
+        self._guard: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        guard = self._device._guard("stream.use()")
+        guard.__enter__()
+        try:
+            if self._current is not None:
+                self._current.__enter__()
+        except BaseException:
+            guard.__exit__(None, None, None)
+            raise
+        self._guard = guard
+
+    def __exit__(self, *error: Any) -> None:
+        guard, self._guard = self._guard, None
+        assert guard is not None
+        try:
+            if self._current is not None:
+                self._current.__exit__(*error)
+        finally:
+            guard.__exit__(*error)
 
 
 class MPSDevice(Device):
@@ -292,7 +320,7 @@ class MPSDevice(Device):
             backend.Tensor.to(matrix, torch.device("cpu"))
 
     def _guard(self, what: str) -> AbstractContextManager[None]:
-        return self._gate.held(self._several, what)
+        return Held(self._gate, self._several, what)
 
     def _synchronize_current(self) -> None:
         self._synchronize(self._backend.mps.current_stream() if self._several else None)

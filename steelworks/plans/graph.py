@@ -91,12 +91,21 @@ class GraphPlan(Plan):
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner with its own streams, pools and buffers; captures the example's graphs."""
-        runner = _GraphRunner(self, depth)
+        return self._make(depth, self.sizes)
+
+    def _make(self, depth: int, sizes: tuple[int, ...]) -> _GraphRunner:
+        runner = _GraphRunner(self, depth, sizes)
         if self._example is not None:
             reading = self.reader.read(self._example)
             for length in self.lengths if reading.lane.group.sequence else (0,):
                 runner.prepare(reading, length)
         return runner
+
+    def express(self, count: int) -> list[Runner]:
+        """Runners with the smallest row buckets only, for callers that find the queue empty."""
+        if self._example is None:
+            return []
+        return [self._make(1, self.sizes[:1]) for _ in range(count)]
 
     def predict(self, group: Group, rows: int, length: int) -> float:
         """Measured seconds of the cheapest runs that serve ``rows`` rows."""
@@ -142,7 +151,7 @@ class GraphPlan(Plan):
             import torch._dynamo.config as config
 
             name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-            stack.enter_context(config.patch({name: _MAX_COMPILED_SHAPES}))  # type: ignore[attr-defined]
+            stack.enter_context(config.patch({name: _MAX_COMPILED_SHAPES}))
         return stack
 
     @property
@@ -184,22 +193,43 @@ class _Slot:
     """One batch in flight: a stream, a memory pool, buffers and graphs of its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device=device)
+        self.stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
         self.buffers: dict[tuple[int, int], _Buffers] = {}
         self.busy = False
 
 
 class _GraphTicket(Ticket):
-    __slots__ = ("buffers", "graph", "layout", "length", "readings", "results", "rows", "slot")
+    __slots__ = ("buffers", "layout", "length", "readings", "rows", "slot")
 
-    def __init__(self) -> None:
-        self.results: list[Any] | None = None
+    def __init__(
+        self,
+        slot: _Slot,
+        buffers: _Buffers,
+        readings: Sequence[Reading],
+        rows: int,
+        length: int,
+        layout: OutputLayout | None,
+    ) -> None:
+        self.slot = slot
+        self.buffers = buffers
+        self.readings = readings
+        self.rows = rows
+        self.length = length
+        self.layout = layout
+
+
+class _DoneTicket(Ticket):
+    __slots__ = ("results",)
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results = results
 
 
 class _GraphRunner(Runner):
-    def __init__(self, plan: GraphPlan, depth: int) -> None:
+    def __init__(self, plan: GraphPlan, depth: int, sizes: tuple[int, ...]) -> None:
         self._plan = plan
+        self._sizes = sizes
         self._device = plan.device.torch_device
         self._slots = [_Slot(self._device) for _ in range(max(1, depth))]
         self._eager = plan.eager.runner()
@@ -207,7 +237,6 @@ class _GraphRunner(Runner):
     # ------------------------------------------------------------ running
 
     def launch(self, readings: Sequence[Reading]) -> Ticket:
-        ticket = _GraphTicket()
         lane = readings[0].lane
         group = lane.group
         length = 0
@@ -222,24 +251,22 @@ class _GraphRunner(Runner):
             buffers = slot.buffers.get(key) if slot is not None else None
         rows = sum(reading.rows for reading in readings)
         if slot is None or buffers is None or rows >= len(buffers.size_for):
-            ticket.results = self._eager.finish(self._eager.launch(readings))
-            return ticket
+            return _DoneTicket(self._eager.finish(self._eager.launch(readings)))
         stage(buffers.pinned, readings, group, length)
         graph = buffers.graphs[buffers.size_for[rows]]
+        before = torch.cuda.current_stream(self._device)
         torch.cuda.set_stream(slot.stream)
         graph.graph.replay()
+        torch.cuda.set_stream(before)  # the thread may be a caller's own
         slot.busy = True
-        ticket.slot, ticket.buffers, ticket.graph = slot, buffers, graph
-        ticket.readings, ticket.rows, ticket.length = readings, rows, length
-        ticket.layout = None
-        if group.sequence and any(reading.length != length for reading in readings):
-            ticket.layout = group.state.get("layout")
-        return ticket
+        ragged = bool(group.sequence) and any(reading.length != length for reading in readings)
+        layout = group.state.get("layout") if ragged else None
+        return _GraphTicket(slot, buffers, readings, rows, length, layout)
 
     def finish(self, ticket: Ticket) -> list[Any]:
-        assert isinstance(ticket, _GraphTicket)
-        if ticket.results is not None:
+        if isinstance(ticket, _DoneTicket):
             return ticket.results
+        assert isinstance(ticket, _GraphTicket)
         slot, buffers, rows = ticket.slot, ticket.buffers, ticket.rows
         try:
             slot.stream.synchronize()
@@ -251,6 +278,12 @@ class _GraphRunner(Runner):
         assert spec is not None
         output = own[0] if spec.is_leaf() else pytree.tree_unflatten(own, spec)
         return cut(output, ticket.readings, ticket.layout, ticket.length, self._plan.options.unbatched)
+
+    def ready(self, reading: Reading) -> bool:
+        """Whether this request's graph is captured and its slot free."""
+        slot = self._slots[0]
+        buffers = slot.buffers.get((id(reading.lane.group), reading.lane.length))
+        return buffers is not None and not slot.busy and reading.rows < len(buffers.size_for)
 
     def close(self) -> None:
         for slot in self._slots:
@@ -279,8 +312,7 @@ class _GraphRunner(Runner):
                 plan.give_up(group, error)
 
     def _capture(self, slot: _Slot, reading: Reading, length: int) -> _Buffers:
-        plan, group = self._plan, reading.lane.group
-        sizes = plan.sizes
+        group, sizes = reading.lane.group, self._sizes
         buffers = _Buffers(reading, length, sizes[-1], self._device)
         row = Reading(tuple(leaf[:1] for leaf in reading.leaves), 1, reading.lane, reading.length)
         if group.sequence and row.length > length:
@@ -340,7 +372,7 @@ class _GraphRunner(Runner):
     def _measure(self, group: Group, length: int) -> None:
         """Time every bucket once a plan, on the first slot; synchronized calls, host time included."""
         key = ("table", length)
-        if key in group.state:
+        if key in group.state or self._sizes != self._plan.sizes:
             return
         slot = self._slots[0]
         buffers = slot.buffers[(id(group), length)]

@@ -37,6 +37,15 @@ class Runner(ABC):
     def finish(self, ticket: Ticket) -> list[Any]:
         """Wait for a launched batch; one result a request, in order. Call in launch order."""
 
+    def ready(self, reading: Reading) -> bool:
+        """Whether launching this needs nothing of the calling thread: any thread may do it.
+
+        True for captured graphs. A model that is called as it is would see the thread's own settings
+        (autocast, gradient mode, cores), so it runs on workers only.
+        """
+        del reading
+        return False
+
     def close(self) -> None:  # noqa: B027 - optional
         """Free what the runner holds."""
 
@@ -66,6 +75,11 @@ class Plan(ABC):
 
         Captured plans hold their own memory for each of them. Call on one thread at a time (I4).
         """
+
+    def express(self, count: int) -> list[Runner]:
+        """Runners that callers may use on their own threads; none where that is not possible."""
+        del count
+        return []
 
     @abstractmethod
     def predict(self, group: Group, rows: int, length: int) -> float:

@@ -214,14 +214,13 @@ class StreamPool:
 class _Use:
     """One ``with pool.stream()`` block."""
 
-    __slots__ = ("_block", "_has_turn", "_lease", "_pool", "_thread")
+    __slots__ = ("_block", "_has_turn", "_lease", "_pool")
 
     def __init__(self, pool: StreamPool) -> None:
         self._pool = pool
         self._lease: Lease | None = None
         self._block: AbstractContextManager[None] | None = None
         self._has_turn = False
-        self._thread = 0
 
     def __enter__(self) -> Stream:
         if self._lease is not None:
@@ -236,7 +235,6 @@ class _Use:
             raise
         lease.depth += 1
         self._lease = lease
-        self._thread = threading.get_ident()
         return stream
 
     def _begin(self, lease: Lease) -> Stream:
@@ -266,10 +264,7 @@ class _Use:
         assert lease is not None and block is not None
         lease.depth -= 1
         try:
-            # A generator left suspended in the block is closed by whatever thread collects it,
-            # whose current stream is none of this block's business.
-            if self._thread == threading.get_ident():
-                block.__exit__(kind, error, trace)
+            block.__exit__(kind, error, trace)
         finally:
             self._end_turn(lease)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -263,14 +263,8 @@ class _TorchMPS215(_TorchMPS):
     def set_stream(self, stream: _Stream) -> None:
         self._machine.current = stream._state
 
-    @contextmanager
-    def stream(self, stream: _Stream) -> Iterator[None]:
-        before = self._machine.current
-        self._machine.current = stream._state
-        try:
-            yield
-        finally:
-            self._machine.current = before
+    def stream(self, stream: _Stream) -> AbstractContextManager[None]:
+        return _StreamBlock(self._machine, stream._state)
 
 
 class _Stream:
@@ -292,6 +286,22 @@ class _Stream:
 
     def __hash__(self) -> int:
         return hash(self._state)
+
+
+class _StreamBlock(AbstractContextManager[None]):
+    """``torch.mps.stream(stream)``."""
+
+    def __init__(self, machine: Machine, state: StreamState) -> None:
+        self._machine = machine
+        self._state = state
+        self._before = state
+
+    def __enter__(self) -> None:
+        self._before = self._machine.current
+        self._machine.current = self._state
+
+    def __exit__(self, *_: object) -> None:
+        self._machine.current = self._before
 
 
 class _Event:
