@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import itertools
 import random
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,7 +57,7 @@ class Case:
 
 
 def make_cases(model: nn.Module, seed: int) -> tuple[list[Case], list[Case]]:
-    """Good inputs of mixed shapes, any two of one shape with clearly different results, and poisonous ones."""
+    """Good inputs of mixed shapes, any two of a shape with clearly different results; and poisonous ones."""
     generator = torch.Generator().manual_seed(seed)
     good, bad = [], []
     with torch.inference_mode():
@@ -76,6 +78,7 @@ class Book:
 
     def __init__(self, requests: int, limit_s: float) -> None:
         self.ends = bytearray(requests)
+        self._next = itertools.count()
         self.counts: list[Counter[str]] = []
         self.first_error: str | None = None
         self.deadline = time.perf_counter() + limit_s
@@ -89,9 +92,10 @@ class Book:
         """Requests whose end was counted so far."""
         return sum(sum(c.values()) for c in self.counts)
 
-    def out_of_time(self) -> bool:
-        """Whether callers should stop sending."""
-        return time.perf_counter() > self.deadline
+    def numbers(self) -> Iterator[int]:
+        """Numbers of requests to send, shared by all callers so that they end together."""
+        while time.perf_counter() < self.deadline and (number := next(self._next)) < len(self.ends):
+            yield number
 
     def failed(self, case: Case, error: BaseException) -> str:
         """Names an exception's outcome."""
@@ -105,14 +109,11 @@ class Book:
 
 
 class Caller:
-    """Sends the requests ``first .. last``; how depends on the subclass."""
+    """Sends requests for as long as there are any; how depends on the subclass."""
 
-    def __init__(
-        self, queue: Any, book: Book, numbers: range, cases: tuple[list[Case], list[Case]], seed: int
-    ) -> None:
+    def __init__(self, queue: Any, book: Book, cases: tuple[list[Case], list[Case]], seed: int) -> None:
         self.queue = queue
         self.book = book
-        self.numbers = numbers
         self.good, self.bad = cases
         self.random = random.Random(seed)
         self.count = book.counter()
@@ -135,9 +136,7 @@ class BlockingCaller(Caller):
 
     def run(self) -> None:
         """From a thread."""
-        for number in self.numbers:
-            if self.book.out_of_time():
-                return
+        for number in self.book.numbers():
             case = self.pick()
             try:
                 outcome = case.outcome(self.queue(case.x))
@@ -152,9 +151,7 @@ class FutureCaller(Caller):
     def run(self) -> None:
         """From a thread."""
         window: deque[tuple[int, Case, Any]] = deque()
-        for number in self.numbers:
-            if self.book.out_of_time():
-                break
+        for number in self.book.numbers():
             case = self.pick()
             future = self.queue.submit(case.x)
             future.add_done_callback(lambda _, n=number: self._ended(n))
@@ -182,11 +179,9 @@ class TaskCaller(Caller):
 
     async def run(self) -> None:
         """From an asyncio task."""
-        numbers = list(self.numbers)
-        for start in range(0, len(numbers), WINDOW):
-            if self.book.out_of_time():
-                return
-            window = [(n, case := self.pick(), self._send(n, case)) for n in numbers[start : start + WINDOW]]
+        numbers = self.book.numbers()
+        while some := list(itertools.islice(numbers, WINDOW)):
+            window = [(n, case := self.pick(), self._send(n, case)) for n in some]
             for _, _, future in window:
                 if self.random.random() < self.cancel_rate:
                     future.cancel()
@@ -216,11 +211,8 @@ def soak(
     threads_before = threading.active_count()
     book = Book(requests, limit_s)
     queue = steelworks.BatchQueue(model, max_batch_size=32, device="cpu")
-    cuts = [requests * i // callers for i in range(callers + 1)]
     kinds = [BlockingCaller, FutureCaller, TaskCaller, TaskCaller]
-    all_callers: list[Any] = [
-        kinds[i % 4](queue, book, range(cuts[i], cuts[i + 1]), cases, seed + i) for i in range(callers)
-    ]
+    all_callers: list[Any] = [kinds[i % 4](queue, book, cases, seed + i) for i in range(callers)]
     for caller in all_callers:
         caller.poison_rate, caller.cancel_rate = poison_rate, cancel_rate
     tasks = [c for c in all_callers if isinstance(c, TaskCaller)]

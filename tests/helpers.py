@@ -12,7 +12,7 @@ import torch
 
 from steelworks import BatchQueue, QueueStatistics, seam
 
-LONG = 30.0  # seconds; a wait that takes this long has failed
+LONG = 20.0  # seconds; a wait that takes this long has failed
 
 
 def row(value: float, width: int = 1) -> torch.Tensor:
@@ -209,10 +209,11 @@ def assert_adds_up(statistics: QueueStatistics) -> None:
 
 def outcomes_of(futures: Iterable[Any]) -> list[Any]:
     """The result of each future, or the exception it ended with; none may hang."""
+    end = time.monotonic() + LONG
     ends: list[Any] = []
     for future in futures:
         try:
-            ends.append(future.result(LONG))
+            ends.append(future.result(max(0.0, end - time.monotonic())))
         except BaseException as error:
             ends.append(error)
     return ends

@@ -499,6 +499,22 @@ def test_a_wait_ends_with_an_error_after_its_timeout(gpu: GPU) -> None:
     stream_in(pool)
 
 
+def test_a_wait_that_times_out_has_left_the_queue_when_it_is_reported(gpu: GPU) -> None:
+    pool = StreamPool(gpu, size=1, timeout=0)
+    holder = Holder(pool).started()
+    waiting: list[int] = []
+
+    class Look(Script):
+        def after(self, step: str, subject: object, observed: dict[str, Any]) -> None:
+            if step == "Wait":
+                waiting.append(pool.statistics().waiting)
+
+    with seam.installed(Look()), pytest.raises(StreamPoolExhaustedError):
+        stream_in(pool)
+    assert waiting == [0]
+    holder.end()
+
+
 def test_a_stream_handed_over_just_after_the_timeout_is_taken_and_not_lost(gpu: GPU) -> None:
     pool = StreamPool(gpu, size=1, timeout=0)
     stream_in(pool)
@@ -553,16 +569,15 @@ def test_a_hand_over_to_a_thread_that_is_interrupted_goes_to_the_next(
         assert lease.slot is not None
         raise KeyboardInterrupt
 
-    def wait() -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(_ledger.Ledger, "_sleep", granted_then_interrupted)
-            lease = Lease(pool._ledger)
-            with pytest.raises(KeyboardInterrupt):
-                pool._ledger.acquire(lease, None)
-
     # The same thread plays both parts, so that the order is certain.
-    wait()
+    lease = Lease(pool._ledger)  # kept, as a traceback may
+    with monkeypatch.context() as patch:
+        patch.setattr(_ledger.Ledger, "_sleep", granted_then_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool._ledger.acquire(lease, None)
     assert pool.statistics().free == 1
+    del lease
+    assert pool.statistics().returned_total == 2
 
 
 def test_a_long_wait_is_told_in_the_log_once(
@@ -603,6 +618,25 @@ def test_share_hands_out_the_stream_with_the_fewest_threads(gpu: GPU) -> None:
     for holder in holders:
         holder.end()
     assert pool.statistics().free == 3
+
+
+def test_threads_that_share_a_place_make_one_stream(gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = StreamPool(gpu, size=1, exhausted="share")
+    first_came, second_came, make = threading.Event(), threading.Event(), gpu.new_stream
+
+    def slow() -> Stream:
+        if first_came.is_set():
+            second_came.set()
+        first_came.set()
+        second_came.wait(0.2)  # gives a second maker, if there is one, the time to come
+        return make()
+
+    monkeypatch.setattr(gpu, "new_stream", slow)
+    first = Running(lambda: stream_in(pool))
+    assert first_came.wait(PATIENCE)
+    second = Running(lambda: stream_in(pool))
+    assert first.result() is second.result()
+    assert len(gpu.made) == 1
 
 
 def test_a_shared_stream_is_free_when_its_last_thread_has_ended(gpu: GPU) -> None:

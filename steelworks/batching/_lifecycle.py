@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import time
 import weakref
 from typing import Protocol
 
 logger = logging.getLogger("steelworks.batching")
 
-EXIT_SECONDS = 10.0  # how long interpreter exit waits for requests that are still running
+EXIT_SECONDS = 10.0  # how long interpreter exit waits for requests that are still there, in all
 
 
 class Live(Protocol):
@@ -48,9 +49,10 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    end = time.monotonic() + EXIT_SECONDS
     for queue in _all():
         try:
-            queue.at_exit(EXIT_SECONDS)
+            queue.at_exit(max(0.0, end - time.monotonic()))
         except Exception:
             logger.exception("closing a queue at exit failed")
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from steelworks.batching._request import COMPLETED, ENDED, FAILED, MapSink, Request, deliver
 from steelworks.batching._scheduler import Scheduler
-from steelworks.errors import InvalidInputError, QueueClosedError
+from steelworks.errors import InvalidInputError, QueueClosedError, SteelworksError
 from steelworks.plans.inputs import Reading
 
 
 def run_map(
+    owner: object,
     scheduler: Scheduler,
     read: Callable[[Any], Reading],
     requests: Iterable[Any],
@@ -24,65 +25,114 @@ def run_map(
     chunk: int,
     priority: float,
     return_exceptions: bool,
+    lead: bool = False,
 ) -> Iterator[Any]:
-    """Yield one result a request; see :meth:`steelworks.BatchQueue.map`."""
+    """Yield one result a request; see :meth:`steelworks.BatchQueue.map`.
+
+    ``owner`` is the queue: it is not closed for want of references while this runs.
+    """
     sink = MapSink()
-    outstanding: deque[Request] = deque()
+    waiting: deque[Request] = deque()  # ordered: all that were sent and not yielded
+    sent: set[Request] = set()  # unordered: the same
     in_flight = 0
     source = iter(requests)
     exhausted = False
+    failure: Exception | None = None  # of the source, or of a queue that closed; raised at its place
     bias = priority * scheduler.options.aging
 
     def refill(room: int) -> int:
-        nonlocal exhausted
+        nonlocal exhausted, failure
         now = time.perf_counter()
         order = now - bias
         fresh: list[Request] = []
         bad: list[Request] = []
-        for item in islice(source, room):
-            try:
-                fresh.append(Request(read(item), sink, None, now, order))
-            except InvalidInputError as error:  # it fails in its place; the others go on
-                bad.append(_refused(sink, error, now))
-                fresh.append(bad[-1])
+        try:
+            for item in islice(source, room):
+                try:
+                    fresh.append(Request(read(item), sink, None, now, order))
+                except InvalidInputError as error:  # it fails in its place; the others go on
+                    bad.append(_refused(sink, error, now))
+                    fresh.append(bad[-1])
+        except Exception as error:
+            failure = error
         exhausted = len(fresh) < room
         good = [request for request in fresh if request.state != ENDED] if bad else fresh
         if good:
-            scheduler.submit_many(good)
-        outstanding.extend(fresh)
+            try:
+                scheduler.submit_many(good)
+            except SteelworksError as error:
+                failure, exhausted = error, True
+                return 0
+        if ordered:
+            waiting.extend(fresh)
+        else:
+            sent.update(fresh)
         deliver(bad)
         return len(fresh)
 
-    try:
-        while True:
+    def fill() -> None:
+        """Keep the window full; lead a worker's runner meanwhile where that is possible."""
+        nonlocal in_flight
+        sleeper = scheduler.lend() if lead else None
+        if sleeper is None:
             while not exhausted and in_flight + chunk <= window:
                 in_flight += refill(chunk)
+            return
+        loaded = True
+        try:
+            for _ in range(sleeper.owner.crew.depth):
+                if not exhausted and in_flight + chunk <= window:
+                    in_flight += refill(chunk)
+            loaded = sleeper.owner.lead()
+        finally:
+            scheduler.give_back(sleeper, loaded)
+
+    try:
+        while True:
+            fill()
             if in_flight == 0:
-                return
+                break
             if ordered:
-                while outstanding[0].state != ENDED:
+                while waiting[0].state != ENDED:
+                    if lead:
+                        scheduler.unload()
                     sink.wait()
                 sink.clear()
                 # Refill before handing out: the workers go on while the consumer looks at results.
                 done = []
-                while outstanding and outstanding[0].state == ENDED:
-                    done.append(outstanding.popleft())
+                while waiting and waiting[0].state == ENDED:
+                    done.append(waiting.popleft())
                 in_flight -= len(done)
-                while not exhausted and in_flight + chunk <= window:
-                    in_flight += refill(chunk)
+                if not lead:
+                    fill()
                 for request in done:
-                    yield request.result if request.outcome == COMPLETED else _outcome(request, return_exceptions)
+                    yield (
+                        request.result
+                        if request.outcome == COMPLETED
+                        else _outcome(request, return_exceptions)
+                    )
             else:
-                request = sink.pop()
-                while request is None:
+                ended = sink.pop()
+                while ended is None:
+                    if lead:
+                        scheduler.unload()
                     sink.wait()
-                    request = sink.pop()
-                in_flight -= 1
-                yield _outcome(request, return_exceptions)
+                    ended = sink.pop()
+                while ended is not None:
+                    in_flight -= 1
+                    sent.discard(ended)
+                    yield _outcome(ended, return_exceptions)
+                    ended = sink.pop()
+        if failure is not None:
+            raise failure
     finally:
-        for request in outstanding:
-            if request.state != ENDED:
-                scheduler.cancel(request)
+        if waiting or sent:
+            if lead:
+                scheduler.unload()
+            sink.leave()
+            scheduler.abandon(waiting or sent)
+        failure = None  # its traceback holds this frame
+        del owner
 
 
 def _refused(sink: MapSink, error: InvalidInputError, now: float) -> Request:

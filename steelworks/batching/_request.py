@@ -116,7 +116,8 @@ class RequestFuture(concurrent.futures.Future[Any]):
         """Whether the request is in a batch that runs now."""
         return self.request is not None and self.request.state == RUNNING
 
-    def _finish(self, request: Request) -> None:
+    def finish(self, request: Request) -> None:
+        """Take over how the request ended."""
         if request.outcome == CANCELLED:
             super().cancel()
             self.set_running_or_notify_cancel()
@@ -130,8 +131,18 @@ class FutureSink(Sink):
     """For ``submit``: the token is a :class:`RequestFuture`."""
 
     def deliver(self, ended: Sequence[Request]) -> None:
+        interrupt: KeyboardInterrupt | None = None
         for request in ended:
-            request.token._finish(request)
+            future, request.token = request.token, None  # else the two keep each other alive
+            try:
+                future.finish(request)
+            except KeyboardInterrupt as error:  # the user's; the other futures come first
+                interrupt = error
+            except BaseException:  # of a callback; a worker must not end by it, nor a future be left out
+                logger.exception("a done-callback of a future raised")
+            request.result = None  # the future has it
+        if interrupt is not None:
+            raise interrupt
 
 
 class LoopSink(Sink):
@@ -157,12 +168,17 @@ class LoopSink(Sink):
             future = request.token
             if future.done():  # the task was cancelled meanwhile
                 continue
-            if request.error is not None:
-                future.set_exception(request.error)
+            error = request.error
+            if error is not None:
+                if isinstance(error, StopIteration):  # asyncio refuses it
+                    refused, error = error, RuntimeError("the model raised StopIteration")
+                    error.__cause__ = refused
+                future.set_exception(error)
             elif request.outcome == CANCELLED:
                 future.cancel()
             else:
                 future.set_result(request.result)
+                request.result = None  # the future has it
 
 
 class MapSink(Sink):
@@ -172,6 +188,14 @@ class MapSink(Sink):
         self._ready: deque[Request] = deque()
         self._signal = threading.Lock()
         self._signal.acquire()
+
+    def leave(self) -> None:
+        """The consumer goes: what waits is cancelled instead of run."""
+        self.may_abandon = True
+
+    def abandoned(self, request: Request) -> bool:
+        del request
+        return self.may_abandon
 
     def deliver(self, ended: Sequence[Request]) -> None:
         self._ready.extend(ended)
@@ -194,7 +218,7 @@ class MapSink(Sink):
 
 
 def deliver(ended: Sequence[Request]) -> None:
-    """Deliver ended requests, one call a sink. Holds no lock; never raises."""
+    """Deliver ended requests, one call a sink. Holds no lock; raises nothing but KeyboardInterrupt."""
     if not ended:
         return
     if len({request.sink for request in ended}) == 1:
@@ -203,12 +227,18 @@ def deliver(ended: Sequence[Request]) -> None:
     by_sink: dict[int, list[Request]] = {}
     for request in ended:
         by_sink.setdefault(id(request.sink), []).append(request)
+    interrupt: KeyboardInterrupt | None = None
     for requests in by_sink.values():
-        _deliver_to(requests[0].sink, requests)
+        try:
+            _deliver_to(requests[0].sink, requests)
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _deliver_to(sink: Sink, requests: Sequence[Request]) -> None:
     try:
         sink.deliver(requests)
-    except Exception:  # a user's callback must not take the worker down
+    except Exception:  # must not take the worker down
         logger.exception("delivering %d results failed", len(requests))

@@ -6,6 +6,7 @@ The steps (each between ``seam.before`` and ``seam.after``) and what they promis
   oldest. An idle worker is woken if there is one.
 * ``Take``: a worker removes the next batch; its requests are running. Parked requests move up.
 * ``Direct``: nothing waits, so a caller runs its request on its own thread; it is running at once.
+* ``Lend``, ``GiveBack``: a caller borrows an idle worker's runner and leads; nobody else has it meanwhile.
 * ``Park``: a worker that found nothing goes to sleep; a later Submit wakes it. No wake-up is lost because
   both happen under the lock.
 * ``End``: requests move to ENDED, each exactly once (I2): whoever finds a request ended leaves it alone.
@@ -23,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from steelworks import seam
@@ -54,18 +55,32 @@ from steelworks.plans.plan import Plan
 
 logger = logging.getLogger("steelworks.batching")
 
+_FEW = 64  # ended entries that a list may hold before it is worth cleaning
+
 OPEN, CLOSING, CLOSED, BROKEN, FORKED = "open", "closing", "closed", "broken", "forked"
 
 
 class Sleeper:
-    """How a worker sleeps: a lock that is held while asleep, and how many rows would wake it."""
+    """How a worker sleeps: a lock that is held while asleep, and how many rows would wake it.
 
-    __slots__ = ("need", "wake")
+    Whoever takes a sleeper off the idle list has the worker's runner to itself: the worker's thread when
+    it is woken, or a caller that leads (see ``Scheduler.lend``).
 
-    def __init__(self) -> None:
+    Attributes:
+        wake: released to wake the worker's thread.
+        need: rows that must wait before it is woken.
+        loaded: a leader left batches in flight; the worker's thread ends them when it is woken.
+        owner: the worker.
+    """
+
+    __slots__ = ("loaded", "need", "owner", "wake")
+
+    def __init__(self, owner: Any = None) -> None:
         self.wake = threading.Lock()
         self.wake.acquire()
         self.need = 1
+        self.loaded = False
+        self.owner = owner
 
 
 class Scheduler:
@@ -85,18 +100,23 @@ class Scheduler:
         self._idle: deque[Sleeper] = deque()
         self._running = 0
         self._running_rows = 0
-        self._busy = 0
-        self._all_ended = threading.Condition(self.lock)
+        self._busy: set[object] = set()  # workers that run a batch
+        self._delivering = 0  # deliveries under way: requests that ended, but whose askers don't know yet
+        self._quiet = threading.Condition(self.lock)  # nothing waits, runs or is being delivered
         self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines_allowed = _FEW  # entries; then those of ended requests are thrown out
         self._ticks = itertools.count()
+        self._ages: deque[Request] | None = deque() if options.overflow == "drop_oldest" else None
+        self._next_sweep = 0  # count of requests seen at which to look for abandoned ones again
         self.clock_wanted = threading.Event()  # the supervisor sleeps on it
+        self._draining = 0  # threads in drain()
         self._crowd = 0.0  # requests in flight lately, for max_wait
         # counters
         self._accepted = 0
         self._rejected = 0
         self._ended = {COMPLETED: 0, FAILED: 0, CANCELLED: 0, EXPIRED: 0, DROPPED: 0}
-        self.retries = 0
-        self.replaced = 0
+        self._retries = 0
+        self._replaced = 0
         self._batches = 0
         self._rows = 0
         self._batch_rows = Histogram(ROWS_EDGES)
@@ -106,12 +126,13 @@ class Scheduler:
 
     # ---------------------------------------------------------------- callers
 
-    def submit(self, request: Request, clocked: bool = False) -> bool:
+    def submit(self, request: Request, clocked: bool = False, waits: bool = False) -> bool:
         """Accept ``request``; True if it waits over ``max_pending`` (parked).
 
         Args:
             request: the request; ``request.deadline`` is set if it has one.
             clocked: end the request at its deadline even if nobody comes to ask.
+            waits: if the request is parked, its caller will wait for ``request.admitted``.
 
         Raises:
             QueueClosedError: the queue is closing, closed or broken.
@@ -121,46 +142,35 @@ class Scheduler:
         watched = seam.watched()
         if watched:
             seam.before("Submit", self)
-        dropped: Request | None = None
+        ended: list[Request] = []
         wake: Sleeper | None = None
-        with self.lock:
-            if self.state is not OPEN:
-                raise self.closed_error()
-            parked = False
-            if self._pending.count >= self._max_pending:
-                if self.options.overflow == "reject":
-                    self._rejected += 1
-                    raise QueueFullError(
-                        f"{self._pending.count} requests wait already (max_pending={self.options.max_pending}); send fewer, "
-                        "raise max_pending, or use overflow='block'"
-                    )
-                if self.options.overflow == "drop_oldest":
-                    dropped = self._pending.oldest()
-                    assert dropped is not None
-                    self._end_one(dropped, DROPPED, None, QueueFullError(
-                        f"dropped to make room: {self.options.max_pending} requests waited (overflow='drop_oldest')"
-                    ))  # fmt: skip
+        try:
+            with self.lock:
+                if self.state is not OPEN:
+                    raise self.closed_error()
+                parked = self._pending.count >= self._max_pending and self._overflowing(ended)
+                self._accepted += 1
+                if clocked and request.deadline is not None:
+                    self._watch_deadline(request)
+                if parked:
+                    request.state = PARKED
+                    self._parked.append(request)
+                    self._parked_live += 1
+                    if waits:
+                        request.admitted = threading.Event()
                 else:
-                    parked = True
-            self._accepted += 1
-            if clocked and request.deadline is not None:
-                heapq.heappush(self._deadlines, (request.deadline, next(self._ticks), request))
-                if self._deadlines[0][2] is request:
-                    self.clock_wanted.set()
-            if parked:
-                request.state = PARKED
-                self._parked.append(request)
-                self._parked_live += 1
-            else:
-                self._pending.add(request)
-                if self._idle:
-                    wake = self._sleeper_to_wake()
+                    self._pending.add(request)
+                    if self._ages is not None:
+                        self._ages.append(request)
+                    if self._idle:
+                        wake = self._sleeper_to_wake()
+        finally:
+            if ended:
+                self._deliver(ended)
         if wake is not None:
             wake.wake.release()
         if watched:
-            seam.after("Submit", self, request=request, parked=parked, dropped=dropped, woke=wake is not None)
-        if dropped is not None:
-            deliver([dropped])
+            seam.after("Submit", self, request=request, parked=parked, ended=ended, woke=wake is not None)
         return parked
 
     def begin_direct(self, request: Request) -> bool:
@@ -169,7 +179,10 @@ class Scheduler:
         if watched:
             seam.before("Direct", self)
         with self.lock:
-            direct = self.state is OPEN and not self._pending.count
+            crowd = self._running + 1
+            self._crowd = crowd if crowd > self._crowd else max(float(crowd), self._crowd * 0.998)
+            # With more callers than express runners, batches serve them better.
+            direct = self.state is OPEN and not self._pending.count and self._crowd <= self.options.express
             if direct:
                 self._accepted += 1
                 request.state = RUNNING
@@ -178,6 +191,47 @@ class Scheduler:
         if watched:
             seam.after("Direct", self, request=request, direct=direct)
         return direct
+
+    def lend(self) -> Sleeper | None:
+        """Lend an idle worker's runner to the calling thread, if nothing waits; give it back soon.
+
+        The caller leads: it does what the worker's thread would do, without the two thread switches and
+        without two threads wanting the GIL.
+        """
+        watched = seam.watched()
+        if watched:
+            seam.before("Lend", self)
+        with self.lock:
+            free = self.state is OPEN and not self._pending.count and self._idle
+            sleeper = self._idle.pop() if free else None
+        if watched:
+            seam.after("Lend", self, sleeper=sleeper)
+        return sleeper
+
+    def give_back(self, sleeper: Sleeper, loaded: bool) -> None:
+        """Give a lent runner back; ``loaded`` if batches are in flight on it."""
+        watched = seam.watched()
+        if watched:
+            seam.before("GiveBack", self)
+        with self.lock:
+            sleeper.loaded = loaded
+            wake = bool(self._pending.count) or self.state is not OPEN or self._draining > 0
+            if not wake:
+                sleeper.need = 1
+                self._idle.append(sleeper)
+        if wake:
+            sleeper.wake.release()
+        if watched:
+            seam.after("GiveBack", self, sleeper=sleeper, woke=wake)
+
+    def unload(self) -> None:
+        """Have the workers' threads end what leaders left in flight."""
+        with self.lock:
+            loaded = [sleeper for sleeper in self._idle if sleeper.loaded]
+            for sleeper in loaded:
+                self._idle.remove(sleeper)
+        for sleeper in loaded:
+            sleeper.wake.release()
 
     def submit_many(self, requests: Sequence[Request]) -> None:
         """Accept requests of one ``map`` at once; those over ``max_pending`` are parked."""
@@ -189,6 +243,8 @@ class Scheduler:
             self._accepted += len(requests)
             room = max(0, self._max_pending - self._pending.count)
             self._pending.add_many(requests[:room])
+            if self._ages is not None:
+                self._ages.extend(requests[:room])
             for request in requests[room:]:
                 request.state = PARKED
                 self._parked.append(request)
@@ -207,11 +263,26 @@ class Scheduler:
         with self.lock:
             done = request.state in (PENDING, PARKED)
             if done:
-                self._end_one(request, CANCELLED, None, error)
+                self._end_one(request, CANCELLED, error)
+                self._delivering += 1
         seam.after("End", self, request=request, outcome=request.outcome)
         if done:
-            deliver([request])
+            self._deliver([request])
         return done
+
+    def abandon(self, requests: Iterable[Request]) -> None:
+        """Cancel what has not started of requests whose asker has gone, for example by garbage collection.
+
+        That may happen anywhere, even where this very thread holds the lock. So this does not wait for
+        the lock: where it is taken, the sink's ``abandoned`` ends the requests later.
+        """
+        if self.lock.acquire(blocking=False):
+            try:
+                for request in requests:
+                    if request.state in (PENDING, PARKED):
+                        self._end_one(request, CANCELLED, None)
+            finally:
+                self.lock.release()
 
     def withdraw(self, request: Request) -> bool:
         """The blocked caller of a request gives up (deadline, interrupt); False if it has ended.
@@ -224,14 +295,23 @@ class Scheduler:
             done = request.state != ENDED
             if done:
                 expired = request.deadline is not None and time.perf_counter() >= request.deadline
-                self._end_one(request, EXPIRED if expired else CANCELLED, None, None)
+                self._end_one(request, EXPIRED if expired else CANCELLED, None)
         seam.after("End", self, request=request, outcome=request.outcome)
         return done
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait until every accepted request has ended; False on timeout."""
+        """Wait until every accepted request has ended and was delivered; False on timeout."""
         with self.lock:
-            return self._all_ended.wait_for(lambda: self._alive() == 0, timeout)
+            if self.state is FORKED:
+                raise self.closed_error()
+            self._draining += 1
+        try:
+            self.unload()
+            with self.lock:
+                return self._quiet.wait_for(lambda: not self._alive() and not self._delivering, timeout)
+        finally:
+            with self.lock:
+                self._draining -= 1
 
     # ---------------------------------------------------------------- workers
 
@@ -244,6 +324,8 @@ class Scheduler:
             other: Sleeper | None = None
             with self.lock:
                 batch = []
+                wait = wait and not sleeper.loaded
+                sleeper.loaded = False
                 if self._pending.count:
                     gather = self._worth_waiting(sleeper) if wait else 0.0
                     if gather == 0.0:
@@ -260,10 +342,12 @@ class Scheduler:
                         self._idle.append(sleeper)
                 elif gather:
                     self._idle.append(sleeper)
+                if skipped:
+                    self._delivering += 1
             if other is not None:
                 other.wake.release()
             if skipped:
-                deliver(skipped)
+                self._deliver(skipped)
             if batch:
                 seam.after("Take", self, batch=batch)
                 return batch
@@ -291,11 +375,11 @@ class Scheduler:
         for request in taken:
             if request.deadline is not None and request.deadline <= now:
                 rows -= request.rows
-                self._finish(request, EXPIRED, None, _expired(request))
+                self._finish(request, EXPIRED, _expired(request))
                 skipped.append(request)
             elif request.sink.may_abandon and request.sink.abandoned(request):
                 rows -= request.rows
-                self._finish(request, CANCELLED, None, None)
+                self._finish(request, CANCELLED, None)
                 skipped.append(request)
             else:
                 request.state = RUNNING
@@ -315,8 +399,81 @@ class Scheduler:
                 self._parked_live -= 1
                 request.state = PENDING
                 self._pending.add(request)
+                if self._ages is not None:
+                    self._ages.append(request)
                 if request.admitted is not None:
                     request.admitted.set()
+
+    def _overflowing(self, ended: list[Request]) -> bool:
+        """``max_pending`` requests wait: make room for one more or raise; True if it is to be parked.
+
+        What ends here is put into ``ended``; the caller delivers it.
+        """
+        self._sweep(ended)
+        overflow = self.options.overflow
+        parked = False
+        if self._pending.count >= self._max_pending:
+            if overflow == "reject":
+                self._rejected += 1
+                raise QueueFullError(
+                    f"{self._pending.count} requests wait already (max_pending={self._max_pending}); "
+                    "send fewer, raise max_pending, or use overflow='block'"
+                )
+            if overflow == "drop_oldest":
+                dropped = self._oldest()
+                error = QueueFullError(
+                    f"dropped to make room: {self._max_pending} requests waited (overflow='drop_oldest')"
+                )
+                # The room is for the new request, not for a parked one.
+                self._end_one(dropped, DROPPED, error, admit=False)
+                if not ended:
+                    self._delivering += 1
+                ended.append(dropped)
+            else:
+                parked = True
+        return parked
+
+    def _oldest(self) -> Request:
+        """The request that waited longest, whatever its priority; there must be one."""
+        ages = self._ages
+        assert ages is not None
+        if len(ages) > 2 * self._pending.count + _FEW:
+            ages = self._ages = deque(request for request in ages if request.state == PENDING)
+        while ages and ages[0].state != PENDING:
+            ages.popleft()
+        oldest = ages[0] if ages else self._pending.oldest()
+        assert oldest is not None
+        return oldest
+
+    def _sweep(self, ended: list[Request]) -> None:
+        """End waiting requests whose askers have gone, so that they don't hold memory and places.
+
+        Where the queue is not full, that is left to ``_take``. Looking at all of them costs as much as
+        there are, so it is done anew only after a number of further requests that is in proportion.
+        """
+        seen = self._accepted + self._rejected
+        if seen < self._next_sweep:
+            return
+        waiting = [*self._pending, *self._parked]
+        for request in waiting:
+            if request.state != ENDED and request.sink.may_abandon and request.sink.abandoned(request):
+                self._end_one(request, CANCELLED, None)
+                ended.append(request)
+        if ended:
+            self._delivering += 1
+        self._next_sweep = seen + max(_FEW, self._alive_waiting() // 4)
+
+    def _watch_deadline(self, request: Request) -> None:
+        heap = self._deadlines
+        if len(heap) >= self._deadlines_allowed:
+            # Ended requests stay until their deadline passes, which may be hours ahead.
+            heap = self._deadlines = [entry for entry in heap if entry[2].state != ENDED]
+            heapq.heapify(heap)
+            self._deadlines_allowed = max(_FEW, 2 * len(heap))
+        assert request.deadline is not None
+        heapq.heappush(heap, (request.deadline, next(self._ticks), request))
+        if heap[0][2] is request:
+            self.clock_wanted.set()
 
     def _worth_waiting(self, sleeper: Sleeper) -> float:
         """Seconds to wait for more requests before the next batch, 0.0 for none."""
@@ -362,9 +519,9 @@ class Scheduler:
                 if request.state == RUNNING:
                     assert reading is not None
                     rows += reading.rows
-                    request.state = ENDED
                     request.outcome = COMPLETED
                     request.result = result
+                    request.state = ENDED  # the last: ``map`` looks at it without the lock
                     ended.append(request)
             self._running -= len(ended)
             self._running_rows -= rows
@@ -377,11 +534,10 @@ class Scheduler:
             waits.sort()
             self._wait.observe_sorted(waits)
             self._total.observe_sorted(waits, now - started)
-            if not self._alive():
-                self._all_ended.notify_all()
+            self._delivering += 1
         if watched:
             seam.after("End", self, requests=ended, outcome=COMPLETED)
-        deliver(ended)
+        self._deliver(ended)
 
     def fail(
         self, requests: Sequence[Request], errors: Sequence[BaseException], outcome: str = FAILED
@@ -392,10 +548,12 @@ class Scheduler:
         with self.lock:
             for request, error in zip(requests, errors, strict=True):
                 if request.state != ENDED:
-                    self._end_one(request, outcome, None, error)
+                    self._end_one(request, outcome, error)
+                    request.reading = None  # the worker is through with it
                     ended.append(request)
+            self._delivering += 1
         seam.after("End", self, requests=ended, outcome=outcome)
-        deliver(ended)
+        self._deliver(ended)
 
     def retry(self, requests: Sequence[Request]) -> None:
         """Running requests of a dead worker wait again, each to run alone."""
@@ -410,6 +568,8 @@ class Scheduler:
                     request.solo = True
                     request.attempts += 1
                     self._pending.add(request)
+                    if self._ages is not None:
+                        self._ages.appendleft(request)
             if self._pending.count:
                 wake = self._sleeper_to_wake()
         if wake is not None:
@@ -418,12 +578,21 @@ class Scheduler:
 
     def alone(self) -> bool:
         """Whether the calling worker has the only running batch and nothing waits."""
-        return self._busy == 1 and not self._pending.count
+        return len(self._busy) == 1 and not self._pending.count
 
-    def busy(self, change: int) -> None:
-        """Count workers that run a batch."""
+    def busy(self, worker: object, is_busy: bool) -> None:
+        """Note whether ``worker`` runs a batch; may be said twice."""
         with self.lock:
-            self._busy += change
+            if is_busy:
+                self._busy.add(worker)
+            else:
+                self._busy.discard(worker)
+
+    def count(self, retries: int = 0, replaced: int = 0) -> None:
+        """Add to the counters of batches run again and of workers replaced."""
+        with self.lock:
+            self._retries += retries
+            self._replaced += replaced
 
     # ---------------------------------------------------------------- time and closing
 
@@ -436,11 +605,12 @@ class Scheduler:
             while heap and (heap[0][0] <= now or heap[0][2].state == ENDED):
                 request = heapq.heappop(heap)[2]
                 if request.state != ENDED:
-                    self._end_one(request, EXPIRED, None, _expired(request))
+                    self._end_one(request, EXPIRED, _expired(request))
                     ended.append(request)
             upcoming = heap[0][0] if heap else None
+            self._delivering += 1
         seam.after("End", self, requests=ended, outcome=EXPIRED)
-        deliver(ended)
+        self._deliver(ended)
         return upcoming
 
     def close(self, cancel_pending: bool) -> None:
@@ -452,20 +622,17 @@ class Scheduler:
                 self.state = CLOSING
             if cancel_pending:
                 for request in [*self._pending, *(r for r in self._parked if r.state == PARKED)]:
-                    self._end_one(
-                        request,
-                        CANCELLED,
-                        None,
-                        QueueClosedError("the queue was closed before the request ran"),
-                    )
+                    error = QueueClosedError("the queue was closed before the request ran")
+                    self._end_one(request, CANCELLED, error)
                     ended.append(request)
             sleepers = list(self._idle)
             self._idle.clear()
+            self._delivering += 1
         for sleeper in sleepers:
             sleeper.wake.release()
         self.clock_wanted.set()
         seam.after("Close", self, cancelled=len(ended))
-        deliver(ended)
+        self._deliver(ended)
 
     def finish_closing(self) -> None:
         """All workers have left."""
@@ -481,26 +648,27 @@ class Scheduler:
             self.cause = cause
             waiting = [*self._pending, *(r for r in self._parked if r.state == PARKED)]
             for request in waiting:
-                self._end_one(request, FAILED, None, self.closed_error())
+                self._end_one(request, FAILED, self.closed_error())
             sleepers = list(self._idle)
             self._idle.clear()
+            self._delivering += 1
         for sleeper in sleepers:
             sleeper.wake.release()
         seam.after("Close", self, failed=len(waiting))
-        deliver(waiting)
+        self._deliver(waiting)
 
     def forked(self) -> None:
         """This is a forked child: the workers, and whoever held the lock, stayed in the parent."""
         self.lock = threading.Lock()
-        self._all_ended = threading.Condition(self.lock)
+        self._quiet = threading.Condition(self.lock)
         self.state = FORKED
 
     def closed_error(self) -> SteelworksError:
         """The error for a request that comes too late."""
         if self.state is FORKED:
             return ForkedProcessError(
-                "the queue was made before fork(); its workers stayed in the parent: make a queue in the child, or start "
-                "processes with the 'spawn' method"
+                "the queue was made before fork(); its workers stayed in the parent: make a queue in the "
+                "child, or start processes with the 'spawn' method"
             )
         if self.state is BROKEN:
             error = QueueClosedError(f"the queue stopped working ({self.cause}); make a new one")
@@ -518,9 +686,9 @@ class Scheduler:
                 running=self._running,
                 batches=self._batches,
                 rows=self._rows,
-                retries=self.retries,
+                retries=self._retries,
                 workers=self.workers,
-                workers_replaced=self.replaced,
+                workers_replaced=self._replaced,
                 batch_rows=self._batch_rows.snapshot(),
                 wait_seconds=self._wait.snapshot(),
                 run_seconds=self._run.snapshot(),
@@ -530,40 +698,54 @@ class Scheduler:
 
     # ---------------------------------------------------------------- under the lock
 
-    def _end_one(self, request: Request, outcome: str, result: Any, error: BaseException | None) -> None:
-        """End a request that is in the queue in any state but ENDED."""
+    def _end_one(
+        self, request: Request, outcome: str, error: BaseException | None, admit: bool = True
+    ) -> None:
+        """End a request that is in the queue in any state but ENDED, without a result."""
         if request.state == PENDING:
             self._pending.remove(request)
-            self._finish(request, outcome, result, error)
-            self._admit()
+            self._finish(request, outcome, error)
+            if admit:
+                self._admit()
         elif request.state == PARKED:
             self._parked_live -= 1
             if request.admitted is not None:
                 request.admitted.set()
-            self._finish(request, outcome, result, error)
-            if len(self._parked) > 64 and self._parked_live * 2 < len(self._parked):
+            self._finish(request, outcome, error)
+            if len(self._parked) > _FEW and self._parked_live * 2 < len(self._parked):
                 self._parked = deque(r for r in self._parked if r.state == PARKED)
         else:
             self._running -= 1
             self._running_rows -= request.rows
-            self._finish(request, outcome, result, error)
+            self._finish(request, outcome, error)
 
-    def _finish(self, request: Request, outcome: str, result: Any, error: BaseException | None) -> None:
+    def _finish(self, request: Request, outcome: str, error: BaseException | None) -> None:
         if request.state != RUNNING:
             request.reading = None  # a running request's tensors are still in the worker's hands
-        request.state = ENDED
         request.outcome = outcome
-        request.result = result
         request.error = error
+        request.state = ENDED  # the last: ``map`` looks at it without the lock
         self._ended[outcome] += 1
-        if not self._alive():
-            self._all_ended.notify_all()
+        if not self._alive() and not self._delivering:
+            self._quiet.notify_all()
 
     def _alive_waiting(self) -> int:
         return self._pending.count + self._parked_live
 
     def _alive(self) -> int:
         return self._pending.count + self._parked_live + self._running
+
+    # ---------------------------------------------------------------- outside the lock
+
+    def _deliver(self, ended: Sequence[Request]) -> None:
+        """Deliver what just ended; under the lock, ``_delivering`` was raised by one for it."""
+        try:
+            deliver(ended)
+        finally:
+            with self.lock:
+                self._delivering -= 1
+                if not self._delivering and not self._alive():
+                    self._quiet.notify_all()
 
 
 def _expired(request: Request) -> DeadlineExceededError:

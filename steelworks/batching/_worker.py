@@ -24,21 +24,23 @@ from steelworks.batching._request import CANCELLED, RUNNING, Request
 from steelworks.batching._scheduler import OPEN, Scheduler, Sleeper
 from steelworks.batching._tracing import Tracer
 from steelworks.devices.base import Device
-from steelworks.errors import WorkerDiedError, WorkerHungError
+from steelworks.errors import ModelOutputError, WorkerDiedError, WorkerHungError
 from steelworks.plans.plan import Plan, Runner, Ticket
 
 logger = logging.getLogger("steelworks.batching")
 
 _MAX_IDLE_DEATHS = 10  # deaths with no request in hand: a fault of ours, not of a request
+_LONGEST_WAIT = 3600.0  # seconds; locks refuse to wait for much longer ones
 
 
 class _Batch:
-    __slots__ = ("requests", "started", "ticket")
+    __slots__ = ("error", "requests", "started", "ticket")
 
     def __init__(self, requests: list[Request], started: float) -> None:
         self.requests = requests
         self.started = started
         self.ticket: Ticket | None = None
+        self.error: Exception | None = None
 
 
 class Worker:
@@ -50,7 +52,7 @@ class Worker:
         self.plan = plan
         self.runner = runner
         self.device: Device = plan.device
-        self.sleeper = Sleeper()
+        self.sleeper = Sleeper(self)
         self.in_flight: deque[_Batch] = deque()
         self.abandoned = False
         self.thread = threading.Thread(
@@ -59,6 +61,7 @@ class Worker:
 
     def _run(self) -> None:
         crew = self.crew
+        crew.idents.add(threading.get_ident())
         try:
             with self.device.worker_scope(self.index, crew.scheduler.workers):
                 if self.runner is None:
@@ -69,76 +72,95 @@ class Worker:
             crew.died(self, death)
         else:
             crew.left(self)
+        finally:
+            crew.idents.discard(threading.get_ident())
 
     def _loop(self, runner: Runner) -> None:
         scheduler, in_flight, depth = self.crew.scheduler, self.in_flight, self.crew.depth
-        while not self.abandoned:
-            while len(in_flight) < depth:
+        while True:
+            while len(in_flight) < depth and not self.abandoned:
                 requests = scheduler.take(self.sleeper, wait=not in_flight)
                 if requests is None:
                     break
                 self._launch(runner, requests)
-            if in_flight:
-                self._finish(runner)
-            elif requests is None:
+            if not in_flight:
                 return
+            self._finish(runner)
+
+    def lead(self) -> bool:
+        """Do on the calling thread what this worker's thread would do, up to one finished batch.
+
+        For a caller that was lent this worker. Returns whether batches are in flight still.
+        """
+        runner, scheduler = self.runner, self.crew.scheduler
+        assert runner is not None
+        while len(self.in_flight) < self.crew.depth:
+            requests = scheduler.take(self.sleeper, wait=False)
+            if requests is None:
+                break
+            self._launch(runner, requests)
+        if self.in_flight:
+            self._finish(runner)
+        return bool(self.in_flight)
 
     def _launch(self, runner: Runner, requests: list[Request]) -> None:
+        if len(self.in_flight) >= self.crew.depth:  # a leader left as many as there may be
+            self._finish(runner)
         batch = _Batch(requests, time.perf_counter())
         self.in_flight.append(batch)
         scheduler = self.crew.scheduler
         if len(self.in_flight) == 1:
-            scheduler.busy(+1)
+            scheduler.busy(self, True)
             if self.crew.share_cores:
                 self.device.set_thread_share(self.crew.cores if scheduler.alone() else self.crew.cores_each)
-        try:
-            batch.ticket = runner.launch(_readings(requests))
-        except Exception as error:
-            self.in_flight.pop()
-            while self.in_flight:  # finish what was launched before: runners finish in order
-                self._finish(runner)
-            self.in_flight.append(batch)
-            self._halve(runner, batch, error)
+        batch.ticket, batch.error = _launched(runner, _readings(requests))
 
     def _finish(self, runner: Runner) -> None:
+        """End the oldest batch. A batch stays in hand until all its requests have ended."""
         batch = self.in_flight[0]
-        assert batch.ticket is not None
-        try:
-            results = runner.finish(batch.ticket)
-        except Exception as error:
-            failed = self.in_flight.popleft()
-            while self.in_flight:
-                self._finish(runner)
-            self.in_flight.append(failed)
-            self._halve(runner, failed, error)
+        self._collect(runner, batch)
+        if batch.error is None:
             return
-        self._ended(batch)
-        self.crew.scheduler.complete(batch.requests, results, batch.started)
-        self.crew.tracer.batch(batch.requests, batch.started)
+        # Runners finish in the order of launching: what came later first, then the halves.
+        broken = [batch]
+        for later in list(self.in_flight)[1:]:
+            self._collect(runner, later)
+            if later.error is not None:
+                broken.append(later)
+        for batch in broken:
+            self._halve(runner, batch)
+
+    def _collect(self, runner: Runner, batch: _Batch) -> None:
+        """Wait for a launched batch and hand out its results, or note its error."""
+        if batch.error is not None:
+            return
+        assert batch.ticket is not None
+        results, batch.error = _finished(runner, batch.ticket, len(batch.requests))
+        if batch.error is None:
+            self._ended(batch)
+            self.crew.scheduler.complete(batch.requests, results, batch.started)
+            self.crew.tracer.batch(batch.requests, batch.started)
 
     def _ended(self, batch: _Batch) -> None:
         self.in_flight.remove(batch)
-        if not self.in_flight and not self.abandoned:
-            self.crew.scheduler.busy(-1)
+        if not self.in_flight:
+            self.crew.scheduler.busy(self, False)
 
-    def _halve(self, runner: Runner, batch: _Batch, error: Exception) -> None:
+    def _halve(self, runner: Runner, batch: _Batch) -> None:
         """The batch raised: find the requests that do it, by halves; the others get their results."""
         scheduler = self.crew.scheduler
-        stack: list[tuple[list[Request], Exception | None]] = [(batch.requests, error)]
+        stack: list[tuple[list[Request], Exception | None]] = [(batch.requests, batch.error)]
         while stack:
             requests, raised = stack.pop()
             requests = [request for request in requests if request.state == RUNNING]
             if not requests:
                 continue
             if raised is None:
-                started = time.perf_counter()
-                scheduler.retries += 1
-                try:
-                    results = runner.finish(runner.launch(_readings(requests)))
-                except Exception as again:
-                    raised = again
-                else:
-                    scheduler.complete(requests, results, started)
+                scheduler.count(retries=1)
+                batch.started = time.perf_counter()  # batch_timeout is for each run
+                results, raised = _run_again(runner, _readings(requests))
+                if raised is None:
+                    scheduler.complete(requests, results, batch.started)
                     continue
             if len(requests) == 1:
                 scheduler.fail(requests, [raised])
@@ -168,9 +190,13 @@ class Crew:
         self.share_cores = (
             capabilities.device_type == "cpu" and self.cores > 1 and not scheduler.options.deterministic
         )
+        self.idents: set[int] = set()  # of the workers' threads
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
+        self._fewer_workers = threading.Condition(self._lock)
+        self._leaving: list[threading.Thread] = []  # threads with nothing more to do
         self._idle_deaths = 0
+        self._given_up = False
         self._ready = threading.Event()
         self._setup_error: BaseException | None = None
         self._spare: dict[int, Runner] = {}
@@ -208,7 +234,7 @@ class Crew:
         """Runners for callers' own threads, from the first device's plan."""
         return self.plans[0].express(count)
 
-    def _start_one(self, index: int, runner: Runner | None) -> None:
+    def _start_one(self, index: int, runner: Runner | None, replaces: Worker | None = None) -> None:
         worker = Worker(self, index, self.plans[index % len(self.plans)], runner)
         with self._lock:
             self._workers.add(worker)
@@ -217,20 +243,38 @@ class Crew:
         except RuntimeError as error:  # no more threads, or the interpreter is going down
             with self._lock:
                 self._workers.discard(worker)
-            if not self.alive():
+                others = self._workers - {replaces}
+            if not others:
                 self.scheduler.break_down(error)
             else:
                 logger.error("%s could not start a worker: %s", self.scheduler.options.name, error)
 
+    def _remove(self, worker: Worker) -> None:
+        """Forget a worker; its replacement is there already, so that ``join`` never sees too few."""
+        with self._fewer_workers:
+            self._workers.discard(worker)
+            self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+            if not worker.abandoned:
+                self._leaving.append(worker.thread)
+            self._fewer_workers.notify_all()
+
     def died(self, worker: Worker, death: BaseException) -> None:
         """A worker's thread is ending by an exception: see to its requests and replace it."""
+        try:
+            if not self._ready.is_set():  # it could not even be set up
+                self._setup_error = death
+                self._ready.set()
+            else:
+                self._bury(worker, death)
+        finally:
+            self._remove(worker)
+
+    def _bury(self, worker: Worker, death: BaseException) -> None:
         requests = [request for request in worker.requests() if request.state == RUNNING]
         with self._lock:
-            self._workers.discard(worker)
             self._idle_deaths = 0 if requests else self._idle_deaths + 1
             hopeless = self._idle_deaths > _MAX_IDLE_DEATHS
-        if worker.in_flight and not worker.abandoned:
-            self.scheduler.busy(-1)
+        self.scheduler.busy(worker, False)
         logger.error(
             "%s: a worker ended by %s; %d requests in hand",
             self.scheduler.options.name,
@@ -238,26 +282,28 @@ class Crew:
             len(requests),
             exc_info=death,
         )
-        again = [request for request in requests if request.attempts == 0]
         lost = [request for request in requests if request.attempts > 0]
         if lost:
             self.scheduler.fail(lost, [_died(death) for _ in lost])
         if hopeless:
             self.scheduler.break_down(death)
             return
-        self.scheduler.retry(again)
+        self.scheduler.retry([request for request in requests if request.attempts == 0])
         if not worker.abandoned:
-            self.scheduler.replaced += 1
+            self.scheduler.count(replaced=1)
             worker.in_flight.clear()
-            self._start_one(worker.index, worker.runner)
+            self._start_one(worker.index, worker.runner, replaces=worker)
 
     def left(self, worker: Worker) -> None:
         """A worker's thread is ending in order."""
-        with self._lock:
-            self._workers.discard(worker)
-        if worker.runner is not None and not worker.abandoned:
-            worker.runner.close()
-        self.scheduler.clock_wanted.set()
+        try:
+            if worker.runner is not None and not worker.abandoned:
+                worker.runner.close()
+        except Exception:
+            logger.exception("%s: closing a runner failed", self.scheduler.options.name)
+        finally:
+            self._remove(worker)
+            self.scheduler.clock_wanted.set()
 
     def check_hung(self, now: float) -> None:
         """Give up workers whose oldest batch runs longer than ``batch_timeout``."""
@@ -271,19 +317,21 @@ class Crew:
             if not batches or worker.abandoned or now - batches[0].started <= timeout:
                 continue
             worker.abandoned = True
-            with self._lock:
-                self._workers.discard(worker)
             requests = worker.requests()
-            message = f"a batch of {len(requests)} requests ran longer than batch_timeout={timeout} s; its worker was given up"
+            message = (
+                f"a batch of {len(requests)} requests ran longer than batch_timeout={timeout} s; "
+                "its worker was given up"
+            )
             logger.error("%s: %s", self.scheduler.options.name, message)
             self.scheduler.fail(requests, [WorkerHungError(message) for _ in requests])
-            self.scheduler.busy(-1)
+            self.scheduler.busy(worker, False)
             if worker.device.capabilities.owner_thread:
                 # The device is held by the hung thread: nobody else may touch it.
                 self.scheduler.break_down(WorkerHungError(message))
-                continue
-            self.scheduler.replaced += 1
-            self._start_one(worker.index, None)
+            else:
+                self.scheduler.count(replaced=1)
+                self._start_one(worker.index, None, replaces=worker)
+            self._remove(worker)
 
     def give_up(self, error: BaseException) -> None:
         """End what still runs, with ``error``; the threads are left to themselves."""
@@ -293,6 +341,8 @@ class Crew:
             worker.abandoned = True
             requests = worker.requests()
             self.scheduler.fail(requests, [copy.copy(error) for _ in requests], CANCELLED)
+            self._given_up = True
+            self._remove(worker)
 
     def alive(self) -> int:
         """How many workers there are."""
@@ -300,18 +350,17 @@ class Crew:
             return len(self._workers)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for all workers to leave; False on timeout. A worker that calls this does not wait for itself."""
-        end = None if timeout is None else time.monotonic() + timeout
+        """Wait for all workers to leave; False on timeout. A worker does not wait for itself."""
         me = threading.current_thread()
-        while True:
-            with self._lock:
-                threads = [worker.thread for worker in self._workers if worker.thread is not me]
-            if not threads:
-                return True
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            threads[0].join(left)
+        with self._fewer_workers:
+            gone = self._fewer_workers.wait_for(
+                lambda: all(worker.thread is me for worker in self._workers), timeout
+            )
+            leaving = self._leaving
+        for thread in leaving:
+            if thread is not me:
+                thread.join()
+        return gone and not self._given_up
 
 
 class Supervisor:
@@ -352,21 +401,49 @@ class Supervisor:
                 return
             upcoming = self._scheduler.expire(time.perf_counter())
             self._crew.check_hung(time.perf_counter())
-            waits = [patrol] if patrol is not None else []
+            waits = [_LONGEST_WAIT] if patrol is None else [_LONGEST_WAIT, patrol]
             if upcoming is not None:
                 waits.append(max(0.0, upcoming - time.perf_counter()))
-            self._nudge.wait(min(waits) if waits else None)
+            self._nudge.wait(min(waits))
+
+
+# The model runs below functions that hold nothing but its inputs: an exception keeps the frames it
+# passed through alive, and must not keep the results of a whole batch alive with them.
+
+
+def _launched(runner: Runner, readings: list[Any]) -> tuple[Ticket | None, Exception | None]:
+    try:
+        return runner.launch(readings), None
+    except Exception as error:
+        return None, error
+
+
+def _finished(runner: Runner, ticket: Ticket, count: int) -> tuple[list[Any], Exception | None]:
+    try:
+        results = runner.finish(ticket)
+        if len(results) != count:
+            raise ModelOutputError(f"the plan gave {len(results)} results for a batch of {count} requests")
+        return results, None
+    except Exception as error:
+        return [], error
+
+
+def _run_again(runner: Runner, readings: list[Any]) -> tuple[list[Any], Exception | None]:
+    ticket, error = _launched(runner, readings)
+    if error is not None:
+        return [], error
+    assert ticket is not None
+    return _finished(runner, ticket, len(readings))
 
 
 def _readings(requests: Sequence[Request]) -> list[Any]:
-    # A request that was withdrawn meanwhile has let its tensors go; its batch mates still run.
     return [request.reading for request in requests]
 
 
 def _died(death: BaseException) -> WorkerDiedError:
     error = WorkerDiedError(
-        f"the model ended its worker twice while it ran this request alone ({type(death).__name__}: {death}); "
-        "the model must raise an Exception instead"
+        f"the model ended its worker twice, the second time with this request alone ({type(death).__name__}: "
+        f"{death}); the model must raise an Exception instead"
     )
     error.__cause__ = copy.copy(death) if isinstance(death, SystemExit) else death
     return error

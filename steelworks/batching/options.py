@@ -40,7 +40,7 @@ class QueueOptions:
     deterministic: bool = False
     num_workers: int | None = None
     depth: int | None = None
-    express: int = 1
+    express: int = 8
     name: str = "steelworks"
 
     def __post_init__(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import math
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Any, Literal
 
@@ -40,10 +42,11 @@ _FUTURE = FutureSink()
 class BatchQueue:
     """Calls one model from any number of threads and asyncio tasks, in batches.
 
-    A request is what the model would be called with, of one row or a few: a tensor ``[rows, ...]``, a tuple of
-    them (``model(*request)``), or a mapping (``model(**request)``), as Hugging Face tokenizers give. Its
+    A request is what the model would be called with, of one row or a few: a tensor ``[rows, ...]``, a tuple
+    of them (``model(*request)``), or a mapping (``model(**request)``), as Hugging Face tokenizers give. Its
     result is what the model would return for those rows. Requests of different lengths share a batch where
-    they carry an ``attention_mask``; the model is probed once to see that padding does not change its answers.
+    they carry an ``attention_mask``; the model is probed once to see that padding does not change its
+    answers.
 
     Promises (the ids are those of the design):
 
@@ -81,8 +84,9 @@ class BatchQueue:
         packing: run encoders without padding in their linear layers where that is right and wins;
             None decides by measurement.
         tracing: OpenTelemetry spans; None for where they are set up.
-        **options: the fields of :class:`steelworks.QueueOptions`: ``max_pending``, ``overflow``, ``max_wait``,
-            ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``, ``express``, ``name``.
+        **options: the fields of :class:`steelworks.QueueOptions`: ``max_pending``, ``overflow``,
+            ``max_wait``, ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``,
+            ``express``, ``name``.
 
     Raises:
         ValueError: an option is out of range.
@@ -114,7 +118,7 @@ class BatchQueue:
         deterministic: bool = False,
         num_workers: int | None = None,
         depth: int | None = None,
-        express: int = 1,
+        express: int = 8,
         name: str = "steelworks",
     ) -> None:
         if isinstance(model, Plan):
@@ -150,8 +154,8 @@ class BatchQueue:
         workers = num_workers or capabilities.default_workers * len(plans)
         if workers > capabilities.max_workers * len(plans):
             raise ValueError(
-                f"num_workers is {workers}; {capabilities.name} allows {capabilities.max_workers * len(plans)} here "
-                "(see 'steelworks doctor'): pass that, or nothing"
+                f"num_workers is {workers}; {capabilities.name} allows "
+                f"{capabilities.max_workers * len(plans)} here (see 'steelworks doctor'): pass that, or nothing"
             )
         self._read = self._plan.reader.read
         self._tracer = Tracer(name, tracing)
@@ -166,7 +170,11 @@ class BatchQueue:
             weakref.WeakKeyDictionary()
         )
         self._loop_sink: tuple[asyncio.AbstractEventLoop | None, LoopSink | None] = (None, None)
-        self._crew.start()
+        try:
+            self._crew.start()
+        except BaseException:
+            self._scheduler.close(cancel_pending=True)  # ends the workers that are there
+            raise
         # Callers take these by pop() and put them back: a deque does both atomically.
         self._express: deque[Runner] = deque()
         if not self.options.deterministic and batch_timeout is None:
@@ -195,10 +203,13 @@ class BatchQueue:
             QueueClosedError: the queue is closed, or was closed before the request ran.
             Exception: whatever the model raised for this request.
         """
+        if threading.get_ident() in self._crew.idents:
+            raise _own_worker("queue(x)")
         now = time.perf_counter()
         gate = threading.Lock()
         gate.acquire()
-        entry = Request(self._read(request), _BLOCKING, gate, now, now - priority * self._aging)
+        order = now if priority == 0.0 else now - _checked(priority) * self._aging
+        entry = Request(self._read(request), _BLOCKING, gate, now, order)
         if self._tracer.on:
             entry.context = self._tracer.capture()
         if deadline is None:
@@ -272,17 +283,19 @@ class BatchQueue:
         until its batch starts.
         """
         now = time.perf_counter()
+        order = now if priority == 0.0 else now - _checked(priority) * self._aging
         future = RequestFuture(self._scheduler.cancel)
-        entry = Request(self._read(request), _FUTURE, future, now, now - priority * self._aging)
+        entry = Request(self._read(request), _FUTURE, future, now, order)
         future.request = entry
         if self._tracer.on:
             entry.context = self._tracer.capture()
         if deadline is not None:
             entry.deadline = now + _seconds(deadline)
+        parked = self._scheduler.submit(entry, clocked=True, waits=True)
+        if deadline is not None:
             self._supervisor.ensure_started()
-        entry.admitted = threading.Event() if self.options.overflow == "block" else None
-        parked = self._scheduler.submit(entry, clocked=True)
-        if parked and entry.admitted is not None:
+        # A worker's own thread (a callback) must not wait for room: it is the one that makes it.
+        if parked and entry.admitted is not None and threading.get_ident() not in self._crew.idents:
             try:
                 entry.admitted.wait()
             except BaseException:
@@ -304,14 +317,16 @@ class BatchQueue:
         if cached_loop is not loop or sink is None:
             sink = self._sink_of(loop)
         now = time.perf_counter()
+        order = now if priority == 0.0 else now - _checked(priority) * self._aging
         future = loop.create_future()
-        entry = Request(self._read(request), sink, future, now, now - priority * self._aging)
+        entry = Request(self._read(request), sink, future, now, order)
         if self._tracer.on:
             entry.context = self._tracer.capture()
         if deadline is not None:
             entry.deadline = now + _seconds(deadline)
-            self._supervisor.ensure_started()
         self._scheduler.submit(entry, clocked=True)
+        if deadline is not None:
+            self._supervisor.ensure_started()
         return future
 
     def _sink_of(self, loop: asyncio.AbstractEventLoop) -> LoopSink:
@@ -350,20 +365,22 @@ class BatchQueue:
         elif window < 1:
             raise ValueError(f"window is {window}; it is a number of requests and must be 1 or more")
         results = run_map(
+            self,
             self._scheduler,
             self._read,
             requests,
             ordered=ordered,
             window=window,
             chunk=min(least, window),
-            priority=priority,
+            priority=_checked(priority),
             return_exceptions=return_exceptions,
+            lead=self._plan.any_thread and self.options.batch_timeout is None,
         )
         if not progress:
             return results
         from rich.progress import track
 
-        total = len(requests) if hasattr(requests, "__len__") else None
+        total = len(requests) if isinstance(requests, Sized) else None
         return iter(track(results, description=self.options.name, total=total))
 
     # ---------------------------------------------------------------- life
@@ -371,8 +388,15 @@ class BatchQueue:
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until every request accepted so far has ended; False if ``timeout`` seconds pass first.
 
-        The queue stays open; requests that others send meanwhile are waited for as well.
+        The queue stays open; requests that others send meanwhile are waited for as well. Futures are done
+        when this returns; asyncio futures are as soon as their event loop runs.
+
+        Raises:
+            ForkedProcessError: this is a forked child.
+            RuntimeError: called from one of the queue's own workers, by a callback.
         """
+        if threading.get_ident() in self._crew.idents:
+            raise _own_worker("drain()")
         return self._scheduler.drain(timeout)
 
     def close(self, cancel_pending: bool = False, timeout: float | None = None) -> bool:
@@ -436,13 +460,17 @@ class _Life:
             return True
         end = None if timeout is None else time.monotonic() + timeout
         scheduler.close(cancel_pending)
-        joined = self._crew.join(timeout) and scheduler.drain(timeout)
+        joined = self._crew.join(timeout)
         if not joined:
             scheduler.close(cancel_pending=True)
             left = max(0.0, end - time.monotonic()) if end is not None else 0.0
             joined = self._crew.join(left)
             if not joined:
                 self._crew.give_up(QueueClosedError("the queue was closed while the request was running"))
+        if threading.get_ident() in self._crew.idents:
+            return joined  # a worker, by a callback: it still runs, and ends what is left when it returns
+        if joined:  # no worker is left, but callers may run requests on their own threads
+            joined = scheduler.drain(None if end is None else max(0.0, end - time.monotonic()))
         self._supervisor.stop()
         scheduler.finish_closing()
         if joined and self._owned:
@@ -453,14 +481,34 @@ class _Life:
 
     def let_go(self) -> None:
         """The queue was dropped: let its threads end by themselves, without waiting for them."""
+        # Garbage collection may call this anywhere, even in a thread that holds the scheduler's lock, and
+        # threading.Thread takes locks as well: hence a thread of the plainest kind.
         if self._scheduler.state is not FORKED:
-            self._scheduler.close(cancel_pending=False)
+            try:
+                _thread.start_new_thread(self._scheduler.close, (False,))
+            except RuntimeError:  # the interpreter is going down; so are the workers
+                pass
 
     def forked(self) -> None:
         self._scheduler.forked()
+        for plan in self._plans:
+            plan.reader.forked()
 
     def at_exit(self, seconds: float) -> None:
         self.close(cancel_pending=False, timeout=seconds)
+
+
+def _own_worker(call: str) -> RuntimeError:
+    return RuntimeError(
+        f"{call} was called on a worker of this queue (by the model or by a callback), which would wait for "
+        "itself; use submit() there, or do it on another thread"
+    )
+
+
+def _checked(priority: float) -> float:
+    if math.isnan(priority):
+        raise ValueError("priority is nan; it must be a number of steps, such as 0 or 1.5")
+    return priority
 
 
 def _seconds(deadline: float) -> float:

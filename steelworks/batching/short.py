@@ -31,6 +31,8 @@ class batch_inference:
 
     def __init__(self, model: Any, batch_size: int = 32, **options: Any) -> None:
         self.queue = BatchQueue(model, max_batch_size=batch_size, **options)
+        # Then an input that is no list is one request, however many rows its tensors seem to have.
+        self._whole = bool(options.get("unbatched")) or options.get("collate") is not None
 
     def __call__(self, xs: Any) -> Any:
         """Run ``xs``; see the class. Raises what the model raised for the first input that failed."""
@@ -40,7 +42,7 @@ class batch_inference:
         tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
         size = self.queue.options.max_batch_size
         rows = tensors[0].shape[0] if tensors and tensors[0].dim() else 0
-        if rows <= size:
+        if rows <= size or self._whole:
             return self.queue(xs)
         pieces = [
             pytree.tree_unflatten(

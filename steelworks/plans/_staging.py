@@ -1,12 +1,73 @@
-"""Filling pinned input buffers: one call an input where shapes allow, never a loop over requests there."""
+"""Filling pinned input buffers and emptying pinned output buffers.
+
+Every torch call gives up the GIL and has to get it back, which costs tens of microseconds where other threads
+want it too. Small copies therefore go through numpy, which keeps it; large batches take one torch call an
+input, never a loop over requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from steelworks.plans.inputs import Group, Reading
+
+try:
+    import numpy
+except ImportError:  # torch works without it, and so does this, through torch's own copies
+    numpy = None  # type: ignore[assignment]
+
+SMALL_ROWS = 32  # up to here copies go through numpy
+
+
+def array_of(tensor: torch.Tensor) -> Any:
+    """A numpy view of a CPU tensor, or None where numpy is missing or lacks the dtype."""
+    if numpy is None or tensor.dtype is torch.bfloat16 or tensor.is_complex():
+        return None
+    try:
+        return tensor.numpy()
+    except (TypeError, RuntimeError):
+        return None
+
+
+def stage_small(arrays: Sequence[Any], readings: Sequence[Reading], group: Group, length: int) -> bool:
+    """As :func:`stage`, through numpy; False (and nothing is lost) where a tensor has no numpy view.
+
+    Args:
+        arrays: numpy views of the buffers.
+        readings: the requests, of one group.
+        group: their group.
+        length: the length the buffers have; shorter sequences are padded to it.
+    """
+    sequence = group.sequence
+    try:
+        for index, array in enumerate(arrays):
+            at = 0
+            padded = index in sequence
+            for reading in readings:
+                upto = at + reading.rows
+                source = reading.leaves[index].numpy()
+                if padded and reading.length != length:
+                    array[at:upto, : reading.length] = source
+                    array[at:upto, reading.length :] = group.pad_values[index]
+                else:
+                    array[at:upto] = source
+                at = upto
+    except (TypeError, RuntimeError):  # needs grad, or a dtype that numpy does not have
+        return False
+    return True
+
+
+def take_rows(array: Any, counts: Sequence[int]) -> list[torch.Tensor]:
+    """Copies of the first rows of a numpy view, cut into tensors of ``counts`` rows each."""
+    results = []
+    at = 0
+    for count in counts:
+        results.append(torch.from_numpy(array[at : at + count].copy()))
+        at += count
+    return results
 
 
 def stage(buffers: Sequence[torch.Tensor], readings: Sequence[Reading], group: Group, length: int) -> int:

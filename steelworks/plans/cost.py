@@ -138,6 +138,7 @@ class BucketTable:
             raise ValueError(f"row buckets need sizes of 1 or more and positive times, not {dict(seconds)}")
         self._seconds = dict(sorted(seconds.items()))
         self._best: list[Choice] = [Choice((), 0.0)]
+        self._growing = threading.Lock()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -149,12 +150,16 @@ class BucketTable:
 
         The table grows as needed, one entry a row count: asking again is a lookup.
         """
-        while len(self._best) <= rows:
-            n = len(self._best)
-            options = []
-            for size, time in self._seconds.items():
-                rest = self._best[max(0, n - size)]
-                options.append((time + rest.seconds, len(rest.runs), -size, size, rest))
-            total, _, _, size, rest = min(options, key=lambda option: option[:3])
-            self._best.append(Choice(tuple(sorted((size, *rest.runs), reverse=True)), total))
+        if len(self._best) <= rows:
+            with self._growing:
+                while len(self._best) <= rows:
+                    self._best.append(self._extend(len(self._best)))
         return self._best[rows]
+
+    def _extend(self, rows: int) -> Choice:
+        options = []
+        for size, time in self._seconds.items():
+            rest = self._best[max(0, rows - size)]
+            options.append((time + rest.seconds, len(rest.runs), -size, size, rest))
+        total, _, _, size, rest = min(options, key=lambda option: option[:3])
+        return Choice(tuple(sorted((size, *rest.runs), reverse=True)), total)

@@ -100,7 +100,9 @@ class _CustomRunner(Runner):
 
 
 def _rows(output: Any, requests: list[Any]) -> list[Any]:
-    """Result i is row i of every tensor of the output."""
+    """Result i is row i of every tensor of the output, or item i of a list."""
+    if type(output) is list:
+        return output
     flat, spec = pytree.tree_flatten(output)
     for leaf in flat:
         if isinstance(leaf, torch.Tensor) and (leaf.dim() == 0 or leaf.shape[0] != len(requests)):

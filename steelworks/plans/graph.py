@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from steelworks.devices.base import Device
-from steelworks.plans._staging import stage
+from steelworks.plans._staging import SMALL_ROWS, array_of, stage, stage_small, take_rows
 from steelworks.plans.batches import OutputLayout, cut, merge
 from steelworks.plans.cost import BucketTable
 from steelworks.plans.eager import EagerOptions, EagerPlan
@@ -53,6 +53,8 @@ class GraphPlan(Plan):
         options: batch sizes, lengths, padding, compile.
         example: a request; None to capture for the first request that comes.
     """
+
+    any_thread = True
 
     def __init__(self, model: nn.Module, device: Device, options: PlanOptions, example: object = None) -> None:
         self.sizes = tuple(sorted({s for s in _sizes(options) if s <= options.max_batch_size} | {options.max_batch_size}))
@@ -183,7 +185,10 @@ class _Buffers:
                 shape[0] = length
             self.pinned.append(torch.zeros(rows, *shape, dtype=leaf.dtype, pin_memory=True))
             self.device.append(torch.zeros(rows, *shape, dtype=leaf.dtype, device=device))
+        self.arrays = [array_of(pinned) for pinned in self.pinned]
+        self.plain = all(array is not None for array in self.arrays)
         self.outputs: list[Any] = []
+        self.output_array: Any = None  # numpy view of the one output tensor, where it is just one
         self.spec: pytree.TreeSpec | None = None
         self.graphs: dict[int, _Graph] = {}
         self.size_for: list[int] = []
@@ -251,8 +256,10 @@ class _GraphRunner(Runner):
             buffers = slot.buffers.get(key) if slot is not None else None
         rows = sum(reading.rows for reading in readings)
         if slot is None or buffers is None or rows >= len(buffers.size_for):
-            return _DoneTicket(self._eager.finish(self._eager.launch(readings)))
-        stage(buffers.pinned, readings, group, length)
+            with torch.autocast("cuda", enabled=False):  # the thread may be a caller's own
+                return _DoneTicket(self._eager.finish(self._eager.launch(readings)))
+        if not (rows <= SMALL_ROWS and buffers.plain and stage_small(buffers.arrays, readings, group, length)):
+            stage(buffers.pinned, readings, group, length)
         graph = buffers.graphs[buffers.size_for[rows]]
         before = torch.cuda.current_stream(self._device)
         torch.cuda.set_stream(slot.stream)
@@ -268,8 +275,11 @@ class _GraphRunner(Runner):
             return ticket.results
         assert isinstance(ticket, _GraphTicket)
         slot, buffers, rows = ticket.slot, ticket.buffers, ticket.rows
+        unbatched = self._plan.options.unbatched
         try:
             slot.stream.synchronize()
+            if rows <= SMALL_ROWS and buffers.output_array is not None and ticket.layout is None and not unbatched:
+                return take_rows(buffers.output_array, [reading.rows for reading in ticket.readings])
             # The pinned outputs are written again by the next run: results get memory of their own.
             own = [leaf[:rows].clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in buffers.outputs]
         finally:
@@ -277,7 +287,7 @@ class _GraphRunner(Runner):
         spec = buffers.spec
         assert spec is not None
         output = own[0] if spec.is_leaf() else pytree.tree_unflatten(own, spec)
-        return cut(output, ticket.readings, ticket.layout, ticket.length, self._plan.options.unbatched)
+        return cut(output, ticket.readings, ticket.layout, ticket.length, unbatched)
 
     def ready(self, reading: Reading) -> bool:
         """Whether this request's graph is captured and its slot free."""
@@ -350,6 +360,8 @@ class _GraphRunner(Runner):
             if not buffers.outputs:
                 buffers.spec = spec
                 buffers.outputs = [_pinned_like(leaf, size) for leaf in flat]
+                if spec.is_leaf() and isinstance(buffers.outputs[0], torch.Tensor):
+                    buffers.output_array = array_of(buffers.outputs[0])
             del output, flat
             slot.stream.synchronize()
             graph = torch.cuda.CUDAGraph()

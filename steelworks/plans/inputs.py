@@ -31,6 +31,8 @@ SEQUENCE_INPUTS = (
 )
 # A service that sees more distinct shapes than this forgets the oldest half of them.
 _MAX_SHAPES_REMEMBERED = 8192
+# Past this many groups (a constant that differs from request to request makes one each) all are forgotten.
+_MAX_GROUPS_REMEMBERED = 8192
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ class InputReader:
                 "the request has 0 rows; there is nothing to run: skip the call, or pass 1 row or more"
             )
         try:
-            extra: Hashable = (str(spec), statics)
+            extra: Hashable = (str(spec), tuple(_exactly(constant) for constant in statics))
             hash(extra)
         except TypeError:
             raise InvalidInputError(
@@ -308,6 +310,10 @@ class InputReader:
                 pads = tuple(values.get(label, 0) for label in labels)
                 group = Group(labels, dtypes, rebuild, sequence, pads, mask_index)
                 self._check_expected(group, leaves)
+                if len(self._groups) >= _MAX_GROUPS_REMEMBERED:
+                    self._groups.clear()
+                    self._lanes.clear()
+                    self._shapes.clear()
                 self._groups[group_key] = group
             bucket = self._bucket_of(length) if sequence else 0
             lane = self._lanes.setdefault((id(group), bucket), Lane(group, bucket))
@@ -316,6 +322,10 @@ class InputReader:
                     del self._shapes[old]
             self._shapes[key] = (lane, length)
             return lane, length
+
+    def forked(self) -> None:
+        """This is a forked child: whoever held the lock stayed in the parent."""
+        self._lock = threading.Lock()
 
     def _bucket_of(self, length: int) -> int:
         if self._bucket is not None:
@@ -378,6 +388,11 @@ class InputReader:
                 raise InvalidInputError(
                     f"input {label!r} has shape {list(leaf.shape)} ({leaf.dim()} dimensions); the example has {dims}: pass [rows, ...] alike"
                 )
+
+
+def _exactly(constant: Any) -> Hashable:
+    """A key that tells constants apart which only compare equal: 1 and True and 1.0, 0.0 and -0.0."""
+    return type(constant), repr(constant) if isinstance(constant, float) else constant
 
 
 def _name(names: Hashable, index: int) -> str:

@@ -62,6 +62,9 @@ class Plan(ABC):
         reader: reads requests.
     """
 
+    # Whether any thread may run batches, its own settings (autocast, gradient mode, cores) not mattering.
+    any_thread = False
+
     def __init__(self, device: Device, reader: InputReader, max_batch_size: int) -> None:
         self.device = device
         self.reader = reader
@@ -125,7 +128,7 @@ class Plan(ABC):
             while at < reading.rows:
                 take = self.first_run(reading.lane.group, reading.rows - at, reading.lane.length or 1)
                 piece = reading
-                if take < reading.rows:
+                if at or take < reading.rows:
                     rows = min(take, reading.rows - at)
                     piece = Reading(
                         tuple(t[at : at + rows] for t in reading.leaves), rows, reading.lane, reading.length

@@ -23,10 +23,8 @@ from steelworks.plans.packing._context import CannotPackError, PackedCall, curre
 NAME = "steelworks_packed"
 
 # What sdpa's wrapper in transformers does something with; it ignores every other argument.
-_KNOWN = frozenset(
-    {"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias", "cache"}
-)
-_REFUSED: set[str] = {"position_bias", "cache", "softcap", "output_attentions"}
+_SERVED = {"module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs"}
+_REFUSED = {"position_bias", "cache", "softcap", "output_attentions"}
 
 
 def register() -> None:
@@ -42,12 +40,14 @@ def register() -> None:
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         _ = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
         # An argument of sdpa that a newer transformers adds may change the result: refuse it when used.
-        _REFUSED.update(set(inspect.signature(sdpa).parameters) - _KNOWN - {"kwargs"})
+        _REFUSED.update(set(inspect.signature(sdpa).parameters) - _SERVED)
         AttentionInterface.register(NAME, packed_attention)
         AttentionMaskInterface.register(NAME, packed_mask)
     except (ImportError, AttributeError, KeyError, TypeError) as error:
         version = getattr(sys.modules.get("transformers"), "__version__", "?")
-        raise CannotPackError(f"transformers {version} has no attention interface that fits ({error})") from error
+        raise CannotPackError(
+            f"transformers {version} lacks an attention interface that fits ({error})"
+        ) from error
 
 
 def packed_attention(
@@ -92,9 +92,8 @@ def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
 def _window(call: PackedCall, sdpa_mask: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
     """The mask of windowed attention inside one sequence, or None where the window covers it all."""
     shape = {"batch_size": 1, "q_length": call.longest, "kv_length": call.longest}
-    mask = sdpa_mask(
-        **{**kwargs, **shape, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    )
+    no_skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: torch.Tensor | None = sdpa_mask(**{**kwargs, **shape, **no_skips})
     if mask is None or mask.dtype != torch.bool or mask.shape != (1, 1, call.longest, call.longest):
         raise CannotPackError("the model's attention window is not a plain one")
     if bool(mask.all()):
@@ -138,18 +137,38 @@ def _attend(
     if attention_mask is not None and not any(attention_mask is mask for mask in call.window):
         raise CannotPackError("attention uses a mask that the model made by itself")
     call.attention_calls += 1
+    return by_sequence(query, key, value, call.lengths, scaling, attention_mask)
+
+
+def by_sequence(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int] | None,
+    scaling: float | None,
+    window: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention inside each sequence.
+
+    Args:
+        query: [1, heads, tokens, head size], or [rows, ...] without ``lengths``.
+        key: like ``query``, maybe with fewer heads.
+        value: like ``key``.
+        lengths: the tokens of each sequence; None if each row is one sequence.
+        scaling: what scores are multiplied by; None for 1 / sqrt(head size).
+        window: bool [1, 1, longest, longest], True where a position may look at another.
+
+    Returns:
+        [1 or rows, tokens, heads, head size], contiguous.
+    """
     grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if attention_mask is None else attention_mask[:, :, : q.shape[2], : q.shape[2]],
-            scale=scaling,
-            enable_gqa=grouped,
-        ).transpose(1, 2)
-        for q, k, v in zip(
-            query.split(call.lengths, 2), key.split(call.lengths, 2), value.split(call.lengths, 2), strict=True
-        )
-    ]
-    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0].contiguous()
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        mask = None if window is None else window[:, :, : q.shape[2], : q.shape[2]]
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+        return out.transpose(1, 2)
+
+    if lengths is None or len(lengths) == 1:
+        return attend(query, key, value).contiguous()
+    parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts], 1)

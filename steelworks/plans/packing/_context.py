@@ -56,7 +56,7 @@ current: ContextVar[PackedCall | None] = ContextVar("steelworks_packed_call", de
 _switch: ContextVar[Mapping[Any, bool]] = ContextVar("steelworks_packing_switch", default={None: True})  # noqa: B039
 
 # Where packed calls of the current context are noted, for verify and tests.
-_log: ContextVar[list[PackedCall] | None] = ContextVar("steelworks_packing_log", default=None)
+_log: ContextVar[list[list[int]] | None] = ContextVar("steelworks_packing_log", default=None)
 
 
 @contextmanager
@@ -86,9 +86,9 @@ def may_pack(subject: Any) -> bool:
 
 
 @contextmanager
-def recorded() -> Iterator[list[PackedCall]]:
-    """Collect the packed calls that complete inside the block, in the calling context."""
-    calls: list[PackedCall] = []
+def recorded() -> Iterator[list[list[int]]]:
+    """Collect the sequence lengths of each packed call inside the block, in the calling context."""
+    calls: list[list[int]] = []
     token = _log.set(calls)
     try:
         yield calls
@@ -96,8 +96,8 @@ def recorded() -> Iterator[list[PackedCall]]:
         _log.reset(token)
 
 
-def record(call: PackedCall) -> None:
-    """Note that ``call`` completed, if someone in this context wants to know."""
+def record(lengths: list[int]) -> None:
+    """Note that a packed call completed, if someone in this context wants to know."""
     calls = _log.get()
     if calls is not None:
-        calls.append(call)
+        calls.append(lengths)

@@ -80,14 +80,13 @@ def install(module: nn.Module) -> PackingHandle | None:
         for name, encoder in _candidates(module, reasons):
             try:
                 forwards[name] = _acquire(encoder)
-            except CannotPackError as reason:
-                reasons.append(f"{name or 'the module itself'} ({type(encoder).__name__}): {reason}")
-        if forwards:
-            return PackingHandle(forwards)
-    logger.info(
-        "nothing to pack in %s: %s", type(module).__name__, "; ".join(reasons) or "it has no transformers encoder"
-    )
-    return None
+            except CannotPackError as error:
+                reasons.append(f"{name or 'the module itself'} ({type(encoder).__name__}): {error}")
+    if reasons or not forwards:
+        outcome = f"packs {', '.join(map(repr, forwards))} but not" if forwards else "nothing to pack:"
+        reason = "; ".join(reasons) or "it has no transformers encoder"
+        logger.info("%s: %s %s", type(module).__name__, outcome, reason)
+    return PackingHandle(forwards) if forwards else None
 
 
 def _candidates(module: nn.Module, reasons: list[str]) -> list[tuple[str, nn.Module]]:
@@ -97,12 +96,11 @@ def _candidates(module: nn.Module, reasons: list[str]) -> list[tuple[str, nn.Mod
     if modeling is None:
         reasons.append("transformers is not in use")
         return []
-    found = [
+    return [
         (name, sub)
         for name, sub in module.named_modules()
         if isinstance(sub, modeling.PreTrainedModel) and sub.base_model is sub
     ]
-    return found
 
 
 def _acquire(encoder: nn.Module) -> PackedForward:

@@ -5,6 +5,20 @@ from __future__ import annotations
 import torch
 
 
+class Dense:
+    """The layout of a batch without padding: nothing moves. Same interface as :class:`Layout`."""
+
+    lengths: None = None
+
+    def pack(self, values: torch.Tensor) -> torch.Tensor | None:
+        """Return ``values`` as they are."""
+        return values
+
+    def unpack(self, values: torch.Tensor) -> torch.Tensor:
+        """Return ``values`` as they are."""
+        return values
+
+
 class Layout:
     """The real tokens of a mask [rows, columns]. Computed once a call, used by every gather and scatter.
 

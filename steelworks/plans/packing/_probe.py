@@ -18,11 +18,13 @@ from torch import nn
 from steelworks.plans.packing._attention import NAME
 from steelworks.plans.packing._context import CannotPackError
 from steelworks.plans.packing._forward import PackedForward, PoolerRule, PositionRule, Traits, parameter_names
-from steelworks.plans.packing._layout import Layout, token_counts
+from steelworks.plans.packing._layout import Dense, Layout, token_counts
+from steelworks.plans.packing._lean import LeanLayers, has_user_hooks
 from steelworks.plans.packing._tolerance import difference
 
 _COLUMNS = 12
 _ROWS_WITHOUT_HOLES = ("111111111111", "111111100000", "100000000000", "111000000000")
+_ROWS_WITHOUT_PADDING = ("111111111111", "111111111111", "111111111111")
 _ROWS_WITH_HOLES = ("111111111111", "110101110000", "100000000001", "101010101010")
 
 
@@ -38,23 +40,29 @@ def check_structure(encoder: nn.Module) -> None:
     attention = config._attn_implementation
     refusals = {
         "it is a decoder or an encoder-decoder": any(
-            getattr(config, flag, False) for flag in ("is_decoder", "is_encoder_decoder", "add_cross_attention")
+            getattr(config, flag, False)
+            for flag in ("is_decoder", "is_encoder_decoder", "add_cross_attention")
         ),
         "its forward does not take input_ids, attention_mask and position_ids": not (
             {"input_ids", "attention_mask", "position_ids"} <= set(names)
         ),
-        f"its attention is {attention!r}; load it with attn_implementation='sdpa'": attention not in ("sdpa", NAME),
+        f"its attention is {attention!r}; load it with attn_implementation='sdpa'": attention
+        not in ("sdpa", NAME),
         "its attention does not go through transformers' attention interface": not _uses_interface(encoder),
         "its config has sub-configs": bool(getattr(config, "sub_configs", None)),
+        "its attention is causal": any(getattr(sub, "is_causal", False) is True for sub in encoder.modules()),
         "it holds other models": any(
-            hasattr(sub, "config") and hasattr(sub, "base_model") for sub in encoder.modules() if sub is not encoder
+            hasattr(sub, "config") and hasattr(sub, "base_model")
+            for sub in encoder.modules()
+            if sub is not encoder
         ),
         "it is in training mode; call .eval() first": any(sub.training for sub in encoder.modules()),
-        f"it is on {' and '.join(sorted(devices))}; packing is for cpu and mps": devices not in ({"cpu"}, {"mps"}),
+        f"it is on {' and '.join(sorted(devices))}; packing is for cpu and mps": devices
+        not in ({"cpu"}, {"mps"}),
         "its rotary positions depend on the length of the batch": _rotary_varies(config),
         "it runs its feed-forward layers in chunks": bool(getattr(config, "chunk_size_feed_forward", 0)),
         "its submodules have forward hooks, which would see packed tensors": any(
-            _has_hooks(sub) for sub in encoder.modules() if sub is not encoder
+            has_user_hooks(sub) for sub in encoder.modules() if sub is not encoder
         ),
     }
     for reason, applies in refusals.items():
@@ -73,7 +81,7 @@ def trial(encoder: nn.Module) -> PackedForward:
     Raises:
         CannotPackError: packed and padded differ, or one of them fails.
     """
-    # no_grad, not inference_mode: a buffer that a model makes on its first call must stay usable for training.
+    # no_grad, not inference_mode: a buffer that a model makes on its first call must stay trainable.
     with torch.no_grad():
         try:
             return _trial(encoder)
@@ -100,30 +108,41 @@ def _trial(encoder: nn.Module) -> PackedForward:
     if call.attention_calls == 0:
         raise CannotPackError("its attention does not go through transformers' attention interface")
     forward.traits = replace(traits, attention_calls=call.attention_calls)
-    _compare(encoder, forward, plain)
+    _compare(encoder, forward, plain, _layout(plain))
     try:
-        _compare(encoder, forward, holes)
+        _compare(encoder, forward, holes, _layout(holes))
     except CannotPackError as reason:
         # An attention window shorter than the trial's rows: such calls run padded.
         if not reason.of_call:
             raise
+    lean = LeanLayers.of(encoder)
+    if lean is not None:
+        dense = _batch(encoder, _ROWS_WITHOUT_PADDING)
+        forward.traits = replace(forward.traits, lean=lean, output_type=type(before))
+        _compare(encoder, forward, plain, _layout(plain))
+        _compare(encoder, forward, holes, _layout(holes))
+        _compare(encoder, forward, dense, Dense())
     return forward
 
 
-def _compare(encoder: nn.Module, forward: PackedForward, batch: dict[str, torch.Tensor]) -> None:
+def _compare(
+    encoder: nn.Module,
+    forward: PackedForward,
+    batch: dict[str, torch.Tensor],
+    layout: Layout | Dense,
+) -> None:
     """Raise unless packed and padded agree on every real token of ``batch``."""
-    padded = encoder.forward(**batch, output_hidden_states=True, return_dict=True)
-    packed = forward.packed({**batch, "output_hidden_states": True, "return_dict": True}, _layout(batch))
+    # Hidden states are not asked for: transformers would leave hooks on the user's layers for good.
+    padded = encoder.forward(**batch, return_dict=True)
+    packed = forward.packed({**batch, "return_dict": True}, layout)
     real = batch["attention_mask"].bool()
     if padded.keys() != packed.keys():
         raise CannotPackError(f"packed it returns {list(packed)}, padded {list(padded)}")
     for name in padded:
-        for a, b in zip(_tensors(padded[name]), _tensors(packed[name]), strict=True):
-            if name != "pooler_output":
-                a, b = a[real], b[real]
-            gap, agrees = difference(a, b)
-            if not agrees:
-                raise CannotPackError(f"packed and padded differ: {name} by up to {gap:.3g}")
+        pair = padded[name], packed[name]
+        gap, agrees = difference(*pair if name == "pooler_output" else (tensor[real] for tensor in pair))
+        if not agrees:
+            raise CannotPackError(f"packed and padded differ: {name} by up to {gap:.3g}")
 
 
 def _batch(encoder: nn.Module, rows: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -154,14 +173,14 @@ def _layout(batch: dict[str, torch.Tensor]) -> Layout:
 def _position_rule(encoder: nn.Module, batch: dict[str, torch.Tensor], reference: Any) -> PositionRule | None:
     """The rule by which the model makes position ids: the columns (None), or a count of non-padding ids."""
     ids = batch["input_ids"]
-    pad = getattr(encoder.config, "pad_token_id", None)
+    pad: Any = getattr(encoder.config, "pad_token_id", None)
 
     def columns(ids: torch.Tensor) -> torch.Tensor:
         return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
 
     def counted(ids: torch.Tensor) -> torch.Tensor:
-        real = ids.ne(pad).long()
-        return real.cumsum(1) * real + pad
+        real = ids.ne(int(pad)).long()
+        return real.cumsum(1) * real + int(pad)
 
     def explains(rule: PositionRule) -> bool:
         try:
@@ -201,7 +220,9 @@ def _pooler_rule(encoder: nn.Module, reference: Any) -> PoolerRule | None:
 
 def _uses_interface(encoder: Any) -> bool:
     check = getattr(encoder, "_can_set_attn_implementation", None)
-    return bool(check()) if check is not None else bool(getattr(encoder, "_supports_attention_backend", False))
+    return (
+        bool(check()) if check is not None else bool(getattr(encoder, "_supports_attention_backend", False))
+    )
 
 
 def _rotary_varies(config: Any) -> bool:
@@ -216,12 +237,6 @@ def _rotary_varies(config: Any) -> bool:
     return any(kind in ("dynamic", "longrope") for kind in found)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether others than transformers itself (which captures hidden states that way) hooked the module."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
-
-
 def _equal(a: Any, b: Any) -> bool:
     """Whether two outputs have the same structure and the same values."""
     if isinstance(a, torch.Tensor):
@@ -231,9 +246,3 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list):
         return isinstance(b, tuple | list) and len(a) == len(b) and all(map(_equal, a, b))
     return a is b is None
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [tensor for item in value or () for tensor in _tensors(item)]

@@ -58,7 +58,7 @@ def verify(
     """
     values = _inputs(example_inputs)
     if values is None:
-        return _refusal("the example is no mapping with an attention_mask of shape [rows, length], so it can't be made ragged")
+        return _refusal("the example is no mapping with an attention_mask [rows, length]: no rows to cut")
     largest = 0.0
     outputs = []
     for batch in _ragged(values, pad_values or {}):
@@ -92,7 +92,7 @@ def verify(
                 return VerifyReport(
                     largest,
                     False,
-                    f"an output differs by up to {gap:.3g}; does the module read the encoder's output where the mask is 0?",
+                    f"an output differs by up to {gap:.3g}; does the module use positions whose mask is 0?",
                 )
     return VerifyReport(largest, True, "packed and padded agree")
 

@@ -1,0 +1,132 @@
+"""Draws the results: ``python -m benchmarks.plot`` reads benchmarks/results/*.json, writes docs/img/*.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 - the backend must be chosen first
+
+from benchmarks._common import PROJECT
+
+OURS, PEER, ORACLE = "#1f6f8b", "#b8b8b8", "#d98c3f"
+Figure = Any
+
+
+def cpu_peers(record: dict[str, Any]) -> dict[str, Figure]:
+    """Throughput and p99 of all systems, one panel for each number of callers."""
+    return {
+        "cpu_peers_throughput": _panels(
+            record, "throughput_rps", "requests a second (bar: median, line: min to max)", oracle_line=True
+        ),
+        "cpu_peers_p99": _panels(record, "p99_ms", "p99 latency, ms (bar: median, line: min to max)"),
+    }
+
+
+def _panels(record: dict[str, Any], key: str, label: str, oracle_line: bool = False) -> Figure:
+    summary = record["summary"]
+    callers = sorted({e["callers"] for e in summary if e["system"] != "oracle"})
+    oracle = next((e for e in summary if e["system"] == "oracle"), None)
+    figure, axes = plt.subplots(1, len(callers), figsize=(5.2 * len(callers), 4.2), squeeze=False)
+    for axis, n in zip(axes[0], callers, strict=True):
+        entries = [e for e in summary if e["callers"] == n and e["system"] != "oracle" and e[key]["median"]]
+        entries.sort(key=lambda e: e["throughput_rps"]["median"])
+        values = [e[key]["median"] for e in entries]
+        below = [e[key]["median"] - e[key]["min"] for e in entries]
+        above = [e[key]["max"] - e[key]["median"] for e in entries]
+        colors = [OURS if e["system"].startswith("steelworks") else PEER for e in entries]
+        names = [e["system"].replace("_", " ") for e in entries]
+        bars = axis.barh(names, values, xerr=[below, above], color=colors, error_kw={"elinewidth": 1})
+        axis.bar_label(bars, labels=[f"{v:.0f}" for v in values], padding=6, fontsize=8)
+        axis.margins(x=0.15)
+        if oracle_line and oracle:
+            value = oracle[key]["median"]
+            axis.axvline(value, color=ORACLE, linestyle="--", label=f"offline oracle, {value:.0f}")
+            axis.legend(loc="lower right", fontsize=8)
+        axis.set_title(f"{n} callers")
+        axis.set_xlabel(label, fontsize=9)
+    environment = record["environment"]
+    figure.suptitle(
+        f"all-MiniLM-L6-v2, real sentences, {environment['cores']}-core {environment['cpu']}, "
+        f"torch {environment['versions'].get('torch')}",
+        fontsize=10,
+    )
+    return figure
+
+
+def latency(record: dict[str, Any]) -> dict[str, Figure]:
+    """Added time of one unloaded call, logarithmic, one panel a model."""
+    entries = [e for e in record["measurements"] if "failed" not in e and not e["direct_threads"]]
+    models = list(dict.fromkeys(e["model"] for e in entries))
+    figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 3.8), squeeze=False)
+    for axis, model in zip(axes[0], models, strict=True):
+        chosen = sorted((e for e in entries if e["model"] == model), key=lambda e: -e["added_median_us"])
+        values = [max(e["added_median_us"], 0.1) for e in chosen]  # a logarithmic axis has no zero
+        colors = [OURS if e["system"].startswith("steelworks") else PEER for e in chosen]
+        bars = axis.barh([e["system"].replace("_", " ") for e in chosen], values, color=colors)
+        axis.bar_label(bars, labels=[f"{e['added_median_us']:.0f}" for e in chosen], padding=3, fontsize=8)
+        axis.set_xscale("log")
+        axis.margins(x=0.15)
+        axis.set_title({"noop": "model that does nothing", "minilm": "all-MiniLM-L6-v2"}.get(model, model))
+        axis.set_xlabel("added to one call, us (median)", fontsize=9)
+    return {"latency": figure}
+
+
+def soak(record: dict[str, Any]) -> dict[str, Figure]:
+    """Memory over the long run, and over the overload of each policy."""
+    runs = [("soak", record["soak"])] if "soak" in record else []
+    runs += [(f"overload, {one['policy']}", one) for one in record.get("overload", [])]
+    figures = {}
+    for kind in ("soak", "overload"):
+        chosen = [(name, run) for name, run in runs if name.startswith(kind) and run["memory"]]
+        if not chosen:
+            continue
+        figure, axis = plt.subplots(figsize=(6.4, 3.4))
+        for name, run in chosen:
+            axis.plot([s["s"] for s in run["memory"]], [s["rss_mib"] for s in run["memory"]], label=name)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("seconds")
+        axis.set_ylabel("resident memory, MiB")
+        axis.legend()
+        figures[f"{kind}_memory"] = figure
+    return figures
+
+
+DRAW: dict[str, Callable[[dict[str, Any]], dict[str, Figure]]] = {
+    "cpu_peers": cpu_peers,
+    "latency": latency,
+    "soak": soak,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw every result that has a drawing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files (benchmarks/results/*.json)")
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "img", help="folder of the pictures")
+    arguments = parser.parse_args(argv)
+    files = arguments.results or sorted((PROJECT / "benchmarks" / "results").glob("*.json"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        record = json.loads(file.read_text())
+        draw = DRAW.get(record.get("benchmark", ""))
+        if draw is None:
+            continue
+        for name, figure in draw(record).items():
+            figure.tight_layout()
+            target = arguments.out / f"{name}.png"
+            figure.savefig(target, dpi=130, metadata={"Software": None})
+            plt.close(figure)
+            print(f"{file.name}: {target.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
