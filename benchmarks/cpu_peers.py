@@ -25,6 +25,7 @@ import psutil
 
 from benchmarks._common import (
     PROJECT,
+    OtherLoad,
     Spread,
     environment,
     load_average,
@@ -38,6 +39,7 @@ from benchmarks.peers._system import Setting, System
 from benchmarks.peers.registry import NAMES, OWN, PEERS, load
 
 START_ALLOWANCE_S = 120.0
+DISTURBED = 0.2  # cores kept busy by other programs, from which a figure is marked
 OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -89,11 +91,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smoke test: 60 requests, 1 repeat, no tuning")
     parser.add_argument("--no-tune", action="store_true", help="use the first setting of each system")
     parser.add_argument("--tuning", help="take the settings chosen in this earlier result instead of tuning")
-    parser.add_argument("--tune-requests", type=int, default=240, help="requests of a tuning run (240)")
-    parser.add_argument("--warmup", type=int, default=128, help="requests before each timed run (128)")
+    parser.add_argument("--tune-requests", type=int, default=192, help="requests of a tuning run (192)")
+    parser.add_argument("--warmup", type=int, default=96, help="requests before each timed run (96)")
     parser.add_argument("--limit-s", type=float, default=90.0, help="seconds until a run stops sending (90)")
     parser.add_argument(
-        "--budget-minutes", type=float, default=25.0, help="no repeat starts that would exceed it"
+        "--budget-minutes", type=float, default=30.0, help="no repeat starts that would exceed it (30)"
+    )
+    parser.add_argument(
+        "--wait-quiet", type=float, default=0.0, help="wait up to so many seconds for other programs to pause"
     )
     parser.add_argument("--seed", type=int, default=0, help="order of the sentences")
     parser.add_argument("--json", help="where the result goes")
@@ -146,8 +151,18 @@ class Bench:
         if result.get("failed"):
             raise SystemExit(f"the reference could not be computed: {result['failed']}")
 
+    def wait_quiet(self) -> None:
+        """Wait until other programs use less than a tenth of a core for 3 s, or the time is up."""
+        end = time.monotonic() + self._arguments.wait_quiet
+        while time.monotonic() < end:
+            others = OtherLoad()
+            time.sleep(3)
+            if others.share() < 0.1:
+                return
+
     def run(self, name: str, setting: Setting, callers: Sequence[int], requests: int) -> dict[str, Any]:
         """Measure one system at one setting for each number of callers; never raises for a failing system."""
+        self.wait_quiet()
         limit = self._arguments.limit_s
         runs = [
             {"callers": n, "requests": requests, "warmup": self._arguments.warmup, "limit_s": limit}
@@ -306,6 +321,7 @@ def summarise(measurements: list[dict[str, Any]]) -> tuple[list[dict[str, Any]],
         entry["errors"] = sum(r["errors"] for r in runs)
         entry["hung_callers"] = sum(r["hung_callers"] for r in runs)
         entry["truncated"] = any(r["truncated"] for r in runs)
+        entry["disturbed"] = any(r["cores_used_by_others"] > DISTURBED for r in runs)
         entry["max_abs_difference"] = max(r["max_abs_difference"] for r in runs)
         summary.append(entry)
     rate = {(m["system"], m["callers"], m["repeat"]): m["throughput_rps"] for m in good}
@@ -347,7 +363,8 @@ def tables(record: dict[str, Any], callers: Sequence[int]) -> str:
             latency = [
                 "-" if offline else number(entry[k]["median"]) for k in ("p50_ms", "p99_ms", "p999_ms")
             ]
-            flags = "".join(["*" if entry["truncated"] else "", "!" if entry["hung_callers"] else ""])
+            marks = {"*": "truncated", "!": "hung_callers", "~": "disturbed"}
+            flags = "".join(mark for mark, key in marks.items() if entry[key])
             rows.append(
                 [
                     system + flags,
@@ -371,7 +388,10 @@ def tables(record: dict[str, Any], callers: Sequence[int]) -> str:
             "max diff",
         ]
         parts.append(f"### {n} callers\n\n" + markdown_table([*header, "of oracle", "of best peer"], rows))
-    notes = "`*`: the time limit ended the run early. `!`: callers never got an answer."
+    notes = (
+        "`*`: the time limit ended the run early. `!`: callers never got an answer. "
+        "`~`: other programs used the machine during a run."
+    )
     return "\n\n".join([*parts, notes])
 
 

@@ -101,7 +101,9 @@ class Steps:
         self.seen: list[tuple[str, dict[str, Any]]] = []
         self._stops: list[tuple[str, str, Callable[[dict[str, Any]], bool], Stop]] = []
 
-    def stop(self, when: str, step: str, if_: Callable[[dict[str, Any]], bool] = lambda observed: True) -> Stop:
+    def stop(
+        self, when: str, step: str, if_: Callable[[dict[str, Any]], bool] = lambda observed: True
+    ) -> Stop:
         """Stop the next thread that comes to ``step`` (``when``: "before" or "after")."""
         stop = Stop()
         with self._lock:

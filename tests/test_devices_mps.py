@@ -7,6 +7,7 @@ it. Collisions are forced with ``FakeMPS.hold``, so neither outcome is luck.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -440,6 +441,7 @@ def test_a_forked_child_is_told_to_spawn() -> None:
     gate_of(device._backend)._fields.acquire()  # as if another thread held it at the fork
     child = os.fork()
     if child == 0:
+        signal.alarm(10)  # a child that hangs ends by this signal
         try:
             device.copy_in(torch.ones(2))
         except ForkedProcessError as error:

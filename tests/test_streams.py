@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -1016,7 +1018,7 @@ def test_on_mps_with_streams_every_thread_has_its_own() -> None:
 
 
 def in_child(call: Callable[[], object]) -> object:
-    """Run ``call`` in a forked child; 'ok', or what it raised."""
+    """Run ``call`` in a forked child; 'ok', or what it raised, or that it hung."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -1029,7 +1031,11 @@ def in_child(call: Callable[[], object]) -> object:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        answer = pipe.read()
+        if select.select([pipe], [], [], PATIENCE)[0]:
+            answer = pipe.read()
+        else:
+            os.kill(child, signal.SIGKILL)
+            answer = "hung"
     os.waitpid(child, 0)
     return answer
 

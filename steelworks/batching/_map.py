@@ -78,14 +78,15 @@ def run_map(
             while not exhausted and in_flight + chunk <= window:
                 in_flight += refill(chunk)
             return
-        loaded = True
+        worker = sleeper.owner
         try:
-            for _ in range(sleeper.owner.crew.depth):
+            for _ in range(worker.crew.depth - len(worker.in_flight)):  # no more than it can launch
                 if not exhausted and in_flight + chunk <= window:
                     in_flight += refill(chunk)
-            loaded = sleeper.owner.lead()
+            worker.lead()
         finally:
-            scheduler.give_back(sleeper, loaded)
+            foreign = any(request.sink is not sink for request in worker.requests())
+            scheduler.give_back(sleeper, bool(worker.in_flight), foreign)
 
     try:
         while True:
@@ -127,8 +128,6 @@ def run_map(
             raise failure
     finally:
         if waiting or sent:
-            if lead:
-                scheduler.unload()
             sink.leave()
             scheduler.abandon(waiting or sent)
         failure = None  # its traceback holds this frame

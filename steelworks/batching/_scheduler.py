@@ -5,7 +5,6 @@ The steps (each between ``seam.before`` and ``seam.after``) and what they promis
 * ``Submit``: a request is accepted (pending, or parked over ``max_pending``), refused, or it displaces the
   oldest. An idle worker is woken if there is one.
 * ``Take``: a worker removes the next batch; its requests are running. Parked requests move up.
-* ``Direct``: nothing waits, so a caller runs its request on its own thread; it is running at once.
 * ``Lend``, ``GiveBack``: a caller borrows an idle worker's runner and leads; nobody else has it meanwhile.
 * ``Park``: a worker that found nothing goes to sleep; a later Submit wakes it. No wake-up is lost because
   both happen under the lock.
@@ -28,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from steelworks import seam
+from steelworks.batching._express import ExpressLane
 from steelworks.batching._pending import Pending
 from steelworks.batching._request import (
     CANCELLED,
@@ -109,6 +109,7 @@ class Scheduler:
         self._ages: deque[Request] | None = deque() if options.overflow == "drop_oldest" else None
         self._next_sweep = 0  # count of requests seen at which to look for abandoned ones again
         self.clock_wanted = threading.Event()  # the supervisor sleeps on it
+        self.express: ExpressLane | None = None
         self._draining = 0  # threads in drain()
         self._crowd = 0.0  # requests in flight lately, for max_wait
         # counters
@@ -173,24 +174,28 @@ class Scheduler:
             seam.after("Submit", self, request=request, parked=parked, ended=ended, woke=wake is not None)
         return parked
 
-    def begin_direct(self, request: Request) -> bool:
-        """Let a caller run its request itself, if nothing waits: the request is running. False: it must wait."""
-        watched = seam.watched()
-        if watched:
-            seam.before("Direct", self)
-        with self.lock:
-            crowd = self._running + 1
-            self._crowd = crowd if crowd > self._crowd else max(float(crowd), self._crowd * 0.998)
-            # With more callers than express runners, batches serve them better.
-            direct = self.state is OPEN and not self._pending.count and self._crowd <= self.options.express
-            if direct:
-                self._accepted += 1
-                request.state = RUNNING
-                self._running += 1
-                self._running_rows += request.rows
-        if watched:
-            seam.after("Direct", self, request=request, direct=direct)
-        return direct
+    def express_may_run(self) -> bool:
+        """Whether a caller may run its request itself: nothing waits that came before it."""
+        lane = self.express
+        if lane is not None and lane.log_is_long:
+            with self.lock:
+                self._add_up(lane)
+        return self.state is OPEN and not self._pending.count
+
+    def _add_up(self, lane: ExpressLane) -> None:
+        """Add the express lane's log to the counters; under the lock."""
+        log = lane.log
+        for _ in range(len(log)):
+            started, ended, succeeded = log.popleft()
+            self._accepted += 1
+            self._ended[COMPLETED if succeeded else FAILED] += 1
+            self._batches += 1
+            self._rows += 1
+            self._batch_rows.observe(1)
+            self._run.observe(ended - started)
+            if succeeded:
+                self._wait.observe(0.0)
+                self._total.observe(ended - started)
 
     def lend(self) -> Sleeper | None:
         """Lend an idle worker's runner to the calling thread, if nothing waits; give it back soon.
@@ -208,14 +213,21 @@ class Scheduler:
             seam.after("Lend", self, sleeper=sleeper)
         return sleeper
 
-    def give_back(self, sleeper: Sleeper, loaded: bool) -> None:
-        """Give a lent runner back; ``loaded`` if batches are in flight on it."""
+    def give_back(self, sleeper: Sleeper, loaded: bool, foreign: bool) -> None:
+        """Give a lent runner back.
+
+        Args:
+            sleeper: as lent.
+            loaded: whether batches are in flight on it.
+            foreign: whether others than the leader wait for those; then the worker's thread ends them now,
+                for nobody knows when the leader comes back.
+        """
         watched = seam.watched()
         if watched:
             seam.before("GiveBack", self)
         with self.lock:
             sleeper.loaded = loaded
-            wake = bool(self._pending.count) or self.state is not OPEN or self._draining > 0
+            wake = foreign or bool(self._pending.count) or self.state is not OPEN or self._draining > 0
             if not wake:
                 sleeper.need = 1
                 self._idle.append(sleeper)
@@ -227,10 +239,11 @@ class Scheduler:
     def unload(self) -> None:
         """Have the workers' threads end what leaders left in flight."""
         with self.lock:
-            loaded = [sleeper for sleeper in self._idle if sleeper.loaded]
-            for sleeper in loaded:
-                self._idle.remove(sleeper)
-        for sleeper in loaded:
+            self._unload()
+
+    def _unload(self) -> None:
+        for sleeper in [sleeper for sleeper in self._idle if sleeper.loaded]:
+            self._idle.remove(sleeper)
             sleeper.wake.release()
 
     def submit_many(self, requests: Sequence[Request]) -> None:
@@ -278,6 +291,7 @@ class Scheduler:
         """
         if self.lock.acquire(blocking=False):
             try:
+                self._unload()
                 for request in requests:
                     if request.state in (PENDING, PARKED):
                         self._end_one(request, CANCELLED, None)
@@ -305,10 +319,14 @@ class Scheduler:
             if self.state is FORKED:
                 raise self.closed_error()
             self._draining += 1
+        end = None if timeout is None else time.monotonic() + timeout
         try:
             self.unload()
             with self.lock:
-                return self._quiet.wait_for(lambda: not self._alive() and not self._delivering, timeout)
+                quiet = self._quiet.wait_for(lambda: not self._alive() and not self._delivering, timeout)
+            if not quiet or self.express is None:
+                return quiet
+            return self.express.settle(None if end is None else max(0.0, end - time.monotonic()))
         finally:
             with self.lock:
                 self._draining -= 1
@@ -491,11 +509,14 @@ class Scheduler:
     def _stop_gathering(self, sleeper: Sleeper) -> None:
         """The wait was in vain: expect fewer from now on."""
         with self.lock:
+            self._crowd = float(self._pending.rows + self._running_rows)
             try:
                 self._idle.remove(sleeper)
-            except ValueError:  # woken in this very moment: take the wake-up along
-                sleeper.wake.acquire()
-            self._crowd = float(self._pending.rows + self._running_rows)
+                return
+            except ValueError:
+                pass
+        # Woken in this very moment, or lent: the wake-up comes, so take it along.
+        sleeper.wake.acquire()
 
     def _sleeper_to_wake(self) -> Sleeper | None:
         for place, sleeper in enumerate(self._idle):
@@ -679,11 +700,15 @@ class Scheduler:
     def statistics(self) -> QueueStatistics:
         """A consistent snapshot."""
         with self.lock:
+            express = 0
+            if self.express is not None:
+                express = self.express.running
+                self._add_up(self.express)
             return QueueStatistics(
-                accepted=self._accepted,
+                accepted=self._accepted + express,
                 rejected=self._rejected,
                 pending=self._pending.count + self._parked_live,
-                running=self._running,
+                running=self._running + express,
                 batches=self._batches,
                 rows=self._rows,
                 retries=self._retries,

@@ -25,7 +25,7 @@ from steelworks.batching._scheduler import OPEN, Scheduler, Sleeper
 from steelworks.batching._tracing import Tracer
 from steelworks.devices.base import Device
 from steelworks.errors import ModelOutputError, WorkerDiedError, WorkerHungError
-from steelworks.plans.plan import Plan, Runner, Ticket
+from steelworks.plans.plan import Express, Plan, Runner, Ticket
 
 logger = logging.getLogger("steelworks.batching")
 
@@ -87,10 +87,10 @@ class Worker:
                 return
             self._finish(runner)
 
-    def lead(self) -> bool:
+    def lead(self) -> None:
         """Do on the calling thread what this worker's thread would do, up to one finished batch.
 
-        For a caller that was lent this worker. Returns whether batches are in flight still.
+        For a caller that was lent this worker. Leaves batches in flight.
         """
         runner, scheduler = self.runner, self.crew.scheduler
         assert runner is not None
@@ -101,7 +101,6 @@ class Worker:
             self._launch(runner, requests)
         if self.in_flight:
             self._finish(runner)
-        return bool(self.in_flight)
 
     def _launch(self, runner: Runner, requests: list[Request]) -> None:
         if len(self.in_flight) >= self.crew.depth:  # a leader left as many as there may be
@@ -230,8 +229,8 @@ class Crew:
         self._ready.set()
         return runner
 
-    def express(self, count: int) -> list[Runner]:
-        """Runners for callers' own threads, from the first device's plan."""
+    def express(self, count: int) -> list[Express]:
+        """Runs for callers' own threads, from the first device's plan."""
         return self.plans[0].express(count)
 
     def _start_one(self, index: int, runner: Runner | None, replaces: Worker | None = None) -> None:

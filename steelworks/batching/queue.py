@@ -8,7 +8,6 @@ import math
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from steelworks.batching import _lifecycle
+from steelworks.batching._express import ExpressLane
 from steelworks.batching._map import run_map
 from steelworks.batching._request import (
     BlockingSink,
@@ -33,7 +33,7 @@ from steelworks.devices.base import Device
 from steelworks.errors import DeadlineExceededError, QueueClosedError
 from steelworks.plans import PlanOptions, make_plans
 from steelworks.plans.inputs import Padding
-from steelworks.plans.plan import Plan, Runner
+from steelworks.plans.plan import MISS, Plan
 
 _BLOCKING = BlockingSink()
 _FUTURE = FutureSink()
@@ -155,7 +155,8 @@ class BatchQueue:
         if workers > capabilities.max_workers * len(plans):
             raise ValueError(
                 f"num_workers is {workers}; {capabilities.name} allows "
-                f"{capabilities.max_workers * len(plans)} here (see 'steelworks doctor'): pass that, or nothing"
+                f"{capabilities.max_workers * len(plans)} here (see 'steelworks doctor'): "
+                "pass that, or nothing"
             )
         self._read = self._plan.reader.read
         self._tracer = Tracer(name, tracing)
@@ -175,10 +176,10 @@ class BatchQueue:
         except BaseException:
             self._scheduler.close(cancel_pending=True)  # ends the workers that are there
             raise
-        # Callers take these by pop() and put them back: a deque does both atomically.
-        self._express: deque[Runner] = deque()
-        if not self.options.deterministic and batch_timeout is None:
-            self._express.extend(self._crew.express(self.options.express))
+        self._express: ExpressLane | None = None
+        if not self._tracer.on and batch_timeout is None:
+            runs = self._crew.express(self.options.express)
+            self._express = self._scheduler.express = ExpressLane(runs) if runs else None
         if batch_timeout is not None:
             self._supervisor.ensure_started()
         _lifecycle.register(self._life)
@@ -205,6 +206,10 @@ class BatchQueue:
         """
         if threading.get_ident() in self._crew.idents:
             raise _own_worker("queue(x)")
+        if deadline is None and self._express is not None and self._scheduler.express_may_run():
+            result = self._express.run(request)
+            if result is not MISS:
+                return result
         now = time.perf_counter()
         gate = threading.Lock()
         gate.acquire()
@@ -213,8 +218,6 @@ class BatchQueue:
         if self._tracer.on:
             entry.context = self._tracer.capture()
         if deadline is None:
-            if self._express and self._run_direct(entry):
-                return entry.result
             self._scheduler.submit(entry)
             try:
                 gate.acquire()
@@ -230,33 +233,6 @@ class BatchQueue:
             finally:
                 del error, entry
         return entry.result
-
-    def _run_direct(self, entry: Request) -> bool:
-        """Run the request on the calling thread, if a captured plan is free and nothing waits.
-
-        Saves the two thread switches of the way through a worker. Returns False where the request has
-        to take that way; then nothing has happened yet.
-        """
-        try:
-            runner = self._express.pop()
-        except IndexError:
-            return False
-        reading = entry.reading
-        assert reading is not None
-        try:
-            if not runner.ready(reading) or not self._scheduler.begin_direct(entry):
-                return False
-            try:
-                results = runner.finish(runner.launch([reading]))
-            except BaseException as error:
-                self._scheduler.fail([entry], [error])
-                raise
-            self._scheduler.complete([entry], results, entry.arrived)
-            if self._tracer.on:
-                self._tracer.batch([entry], entry.arrived)
-            return True
-        finally:
-            self._express.append(runner)
 
     def _wait_until(self, entry: Request, deadline: float, gate: Any) -> None:
         entry.deadline = deadline
@@ -473,6 +449,8 @@ class _Life:
             joined = scheduler.drain(None if end is None else max(0.0, end - time.monotonic()))
         self._supervisor.stop()
         scheduler.finish_closing()
+        if joined and scheduler.express is not None:
+            joined = scheduler.express.settle(0.0, keep=True)
         if joined and self._owned:
             for plan in self._plans:
                 plan.close()

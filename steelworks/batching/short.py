@@ -19,9 +19,9 @@ class batch_inference:
         >>> with steelworks.batch_inference(model, batch_size=8) as infer:
         ...     ys = infer(xs)
 
-    ``infer(xs)`` with a list: its items are requests; returns the list of their results. With a tensor, tuple or
-    mapping of any number of rows: it is run in pieces of ``batch_size`` rows; returns what the model would
-    return for all of them.
+    ``infer(xs)`` with a list: its items are requests; returns the list of their results. With a tensor,
+    tuple or mapping of any number of rows: it is run in pieces of ``batch_size`` rows; returns what the model
+    would return for all of them.
 
     Args:
         model: as for :class:`steelworks.BatchQueue`.

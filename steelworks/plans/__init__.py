@@ -45,6 +45,11 @@ class PlanOptions:
                 raise ValueError(f"{name} is {sizes}; it must hold whole numbers of 1 or more")
         if self.split is not None and self.collate is None:
             raise ValueError("split was given without collate; give both, or neither")
+        if self.deterministic and self.collate is not None:
+            raise ValueError(
+                "deterministic=True was given with collate: what collate and split do can't be checked; "
+                "leave one of them out"
+            )
 
 
 def plan(
@@ -62,9 +67,9 @@ def plan(
 ) -> Plan:
     """Make ``model`` ready for one device and for inputs like ``example``.
 
-    On CUDA the model is captured into graphs, with the copies from and to pinned host memory inside, for every
-    batch size and length given; elsewhere it is warmed up. ``plan(x)`` is ``model(x)``, with inputs and outputs
-    on the CPU. A model that can't be captured runs as it is, and the reason is logged once.
+    On CUDA the model is captured into graphs, with the copies from and to pinned host memory inside, for
+    every batch size and length given; elsewhere it is warmed up. ``plan(x)`` is ``model(x)``, with inputs and
+    outputs on the CPU. A model that can't be captured runs as it is, and the reason is logged once.
 
     Args:
         model: a module or callable.

@@ -8,7 +8,10 @@ with the reason logged, because a padded batch would answer something else (I8).
 
 from __future__ import annotations
 
+import enum
+import itertools
 import logging
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +27,9 @@ logger = logging.getLogger("steelworks.plans")
 # Largest difference, relative to the output's largest value, between a row alone and the same row
 # padded, above which the model is taken to ignore its mask.
 PADDING_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+# Values that mean the same to every request of a batch.
+_PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, torch.dtype, torch.device, torch.Size)
+_warned: set[str] = set()
 _PROBE_EXTRA = 3  # odd on purpose: a dim that grows by 3 with the padding is the sequence
 
 
@@ -85,10 +91,13 @@ def cut(
     layout: OutputLayout | None,
     length: int,
     unbatched: bool = False,
+    rows: int = 0,
 ) -> list[Any]:
     """Cut a batch's output into one result a request; each has the output's structure.
 
     The results are views of the batch's output: they share its storage, never each other's elements.
+    Tensors are cut along dim 0, and so are lists of plain values with one item a row. Plain values (None,
+    numbers, strings) go to every request as they are.
 
     Args:
         output: what the model returned for the merged batch (extra rows at the end are dropped).
@@ -96,28 +105,33 @@ def cut(
         layout: where the sequence is in the output; None when nothing was padded.
         length: the length the batch was padded to.
         unbatched: drop the batch dimension from each result.
+        rows: the rows of the merged batch where it was padded with rows; 0 where it was not.
 
     Raises:
-        ModelOutputError: a tensor of the output has fewer rows than the batch.
+        ModelOutputError: a part of the output does not have one row an input row.
     """
     total = sum(reading.rows for reading in readings)
+    rows = max(rows, total)
     if isinstance(output, torch.Tensor) and layout is None and output.dim() > 0:
-        return _cut_tensor(output, readings, total, unbatched)
+        return _cut_rows(output, readings, total, rows, unbatched)
     flat, spec = pytree.tree_flatten(output)
+    if not all(isinstance(leaf, torch.Tensor) for leaf in flat):
+        flat, spec = pytree.tree_flatten(output, is_leaf=_plain_list)
+    alone = len(readings) == 1 and rows == total
     columns: list[Sequence[Any]] = []
     position = 0
     for leaf in flat:
         if not isinstance(leaf, torch.Tensor):
-            columns.append([leaf] * len(readings))
+            columns.append(_cut_other(leaf, readings, total, rows, unbatched, alone))
             continue
         dims = layout.sequence_dims[position] if layout is not None else ()
         position += 1
         if leaf.dim() == 0:
-            if len(readings) > 1:
-                raise _no_rows(leaf, total)
+            if not alone:
+                raise _no_rows(leaf, rows)
             columns.append([leaf])
             continue
-        parts = _cut_tensor(leaf, readings, total, unbatched)
+        parts = _cut_rows(leaf, readings, total, rows, unbatched)
         if dims:
             shift = 1 if unbatched else 0
             parts = [
@@ -127,26 +141,52 @@ def cut(
         columns.append(parts)
     if len(columns) == 1 and spec.is_leaf():
         return list(columns[0])
-    return [pytree.tree_unflatten(list(column), spec) for column in zip(*columns, strict=True)]
+    return [pytree.tree_unflatten([column[i] for column in columns], spec) for i in range(len(readings))]
 
 
-def _cut_tensor(
-    tensor: torch.Tensor, readings: Sequence[Reading], total: int, unbatched: bool
+def _cut_rows(
+    tensor: torch.Tensor, readings: Sequence[Reading], total: int, rows: int, unbatched: bool
 ) -> list[torch.Tensor]:
-    have = tensor.shape[0]
-    if have < total or (have > total and not _padded_rows(readings, have)):
-        raise _no_rows(tensor, total)
+    if tensor.shape[0] != rows:
+        raise _no_rows(tensor, rows)
     if unbatched:
-        return list(tensor.unbind(0)[: len(readings)])
+        return list(tensor.unbind(0)[:total])
     if total == len(readings):
-        return list(tensor.split(1)[:total])
-    return list(tensor[:total].split([reading.rows for reading in readings]))
+        return list(torch.split(tensor, 1)[:total])
+    return list(torch.split(tensor[:total], [reading.rows for reading in readings]))
 
 
-def _padded_rows(readings: Sequence[Reading], have: int) -> bool:
-    """Whether a batch of ``have`` rows can come from padding this batch with rows."""
-    allowed = readings[0].lane.group.state.get("row_buckets", ())
-    return have in allowed
+def _cut_other(
+    leaf: Any, readings: Sequence[Reading], total: int, rows: int, unbatched: bool, alone: bool
+) -> list[Any]:
+    if _plain_list(leaf):
+        if len(leaf) == rows:
+            starts = itertools.accumulate((reading.rows for reading in readings), initial=0)
+            pieces = zip(readings, starts, strict=False)
+            return [leaf[at] if unbatched else leaf[at : at + reading.rows] for reading, at in pieces]
+        if not alone:
+            raise ModelOutputError(
+                f"the model returned a list of {len(leaf)} values for a batch of {rows} rows; return one a "
+                "row, a tuple if they are constants, or give the queue a split function"
+            )
+    elif not alone and not isinstance(leaf, _PLAIN):
+        _warn_once(
+            f"the model's output holds a {type(leaf).__name__}, which can't be cut into one part a request, "
+            "so requests run one by one: return tensors only (for example use_cache=False), or give a split "
+            "function"
+        )
+        raise ModelOutputError(
+            f"the model's output holds a {type(leaf).__name__} for a batch of {len(readings)} requests; "
+            "return tensors only, or give the queue a split function"
+        )
+    return [leaf] * len(readings)
+
+
+def _plain_list(node: Any) -> bool:
+    """Whether ``node`` is a list of plain values, which may be one a row."""
+    return (
+        type(node) is list and any(x is not None for x in node) and all(isinstance(x, _PLAIN) for x in node)
+    )
 
 
 def _narrow(part: torch.Tensor, dims: tuple[int, ...], length: int, shift: int) -> torch.Tensor:
@@ -155,53 +195,102 @@ def _narrow(part: torch.Tensor, dims: tuple[int, ...], length: int, shift: int) 
     return part
 
 
-def _no_rows(leaf: torch.Tensor, total: int) -> ModelOutputError:
+def _no_rows(leaf: torch.Tensor, rows: int) -> ModelOutputError:
     return ModelOutputError(
-        f"the model returned a tensor of shape {list(leaf.shape)} for a batch of {total} rows; dim 0 of every output tensor must be "
-        "the batch: return one row an input row, or give the queue a split function"
+        f"the model returned a tensor of shape {list(leaf.shape)} for a batch of {rows} rows; dim 0 of every "
+        "output tensor must be the batch: return one row an input row, or give the queue a split function"
     )
 
 
-def probe_layout(call: Callable[[Sequence[torch.Tensor], Group], Any], reading: Reading) -> OutputLayout:
+def probe_layout(
+    call: Callable[[Sequence[torch.Tensor], Group], Any], reading: Reading
+) -> OutputLayout | None:
     """Find the layout of a group's output by running one row at two lengths.
+
+    The longer one is run twice, with the padding value and with other content at the padded positions: a
+    model that honours its mask answers the same whatever is there. None if this row does not tell (its
+    answer is NaN, with and without padding).
 
     Args:
         call: runs the model on merged tensors of the group.
         reading: any request of the group; its first row is used.
+
+    Raises:
+        Exception: what the model raises for this row as it is.
     """
     group = reading.lane.group
     # Cut the row rather than pad it where possible: a longer one may be past what the model can take.
     length = reading.length - _PROBE_EXTRA if reading.length > _PROBE_EXTRA else reading.length
-    leaves = tuple(
-        leaf[:1, :length] if i in group.sequence else leaf[:1] for i, leaf in enumerate(reading.leaves)
-    )
+    first = tuple(leaf[:1] for leaf in reading.leaves)
+    leaves = tuple(leaf[:, :length] if i in group.sequence else leaf for i, leaf in enumerate(first))
     row = Reading(leaves, 1, reading.lane, length)
-    alone = call(merge([row]), group)
-    longer = call(merge([row], length=length + _PROBE_EXTRA), group)
-    short_leaves = [leaf for leaf in pytree.tree_leaves(alone) if isinstance(leaf, torch.Tensor)]
-    long_leaves = [leaf for leaf in pytree.tree_leaves(longer) if isinstance(leaf, torch.Tensor)]
+    try:
+        alone = _tensors(call(merge([row]), group))
+        longer = [
+            _tensors(call(batch, group))
+            for batch in (merge([row], length=length + _PROBE_EXTRA), _with_content_in_padding(row))
+        ]
+    except Exception as error:
+        call(merge([Reading(first, 1, reading.lane, reading.length)]), group)  # raises if the row is to blame
+        return _unpaddable(f"it raises {type(error).__name__} when the input is shortened or padded: {error}")
+    if any(leaf.is_floating_point() and leaf.isnan().any() for leaf in alone):
+        return None
+    layouts = [_compare(alone, leaves, length) for leaves in longer]
+    reason = next((layout for layout in layouts if isinstance(layout, str)), None)
+    if reason is not None:
+        return _unpaddable(reason)
+    dims = layouts[0]
+    assert not isinstance(dims, str)
+    return OutputLayout(dims, padding=True)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _with_content_in_padding(row: Reading) -> list[torch.Tensor]:
+    """The row padded, with content in place of padding. Ids are taken from the row: others may not exist."""
+    group = row.lane.group
+    batch = merge([row], length=row.length + _PROBE_EXTRA)
+    places = torch.arange(row.length - 1, row.length - 1 - _PROBE_EXTRA, -1) % row.length
+    for index in group.sequence:
+        if index != group.mask_index:
+            padding = batch[index][:, row.length :]
+            if padding.is_floating_point():
+                noise = torch.arange(padding.numel(), dtype=torch.float64).mul(0.7).sin().mul(3.0)
+                padding.copy_(noise.reshape(padding.shape))
+            else:
+                padding.copy_(row.leaves[index][:, places.to(row.leaves[index].device)])
+    return batch
+
+
+def _compare(
+    short_leaves: Sequence[torch.Tensor], long_leaves: Sequence[torch.Tensor], length: int
+) -> tuple[tuple[int, ...], ...] | str:
+    """The dims that grow with the length, or why padding is not possible."""
     if len(short_leaves) != len(long_leaves):
-        return _unpaddable("its output has another structure when the input is padded")
+        return "its output has another structure when the input is padded"
     dims_of: list[tuple[int, ...]] = []
     for short, long in zip(short_leaves, long_leaves, strict=True):
         if short.dim() != long.dim():
-            return _unpaddable("an output has other dimensions when the input is padded")
+            return "an output has other dimensions when the input is padded"
         dims = tuple(d for d in range(1, short.dim()) if long.shape[d] != short.shape[d])
         grown = all(long.shape[d] == short.shape[d] + _PROBE_EXTRA for d in dims)
+        # Cut to a request's own length, so the dim has to be the length itself.
+        grown = grown and all(short.shape[d] == length for d in dims)
         if not grown or (short.dim() and long.shape[0] != short.shape[0]):
-            return _unpaddable(
-                f"an output of shape {list(short.shape)} becomes {list(long.shape)} when padded by {_PROBE_EXTRA}"
+            return (
+                f"an output of shape {list(short.shape)} becomes {list(long.shape)} when padded "
+                f"by {_PROBE_EXTRA}"
             )
-        difference = (
-            _difference(short, _narrow(long, dims, row.length, 0)) if dims else _difference(short, long)
-        )
-        allowed = PADDING_TOLERANCE.get(short.dtype, 0.0)
-        if difference > allowed:
-            return _unpaddable(
-                f"its output changes by {difference:.2g} (relative) when the input is padded: the mask is not honoured"
+        difference = _difference(short, _narrow(long, dims, length, 0))
+        if difference > PADDING_TOLERANCE.get(short.dtype, 0.0):
+            return (
+                f"its output changes by {difference:.2g} (relative) when the input is padded: the mask is "
+                "not honoured"
             )
         dims_of.append(dims)
-    return OutputLayout(tuple(dims_of), padding=True)
+    return tuple(dims_of)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -220,3 +309,9 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def _unpaddable(reason: str) -> OutputLayout:
     logger.warning("padding is off for this model, requests are batched by exact length: %s", reason)
     return OutputLayout((), padding=False)
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning("%s", message)

@@ -94,7 +94,8 @@ class _CustomRunner(Runner):
         results = list(plan.split(output, requests))
         if len(results) != len(requests):
             raise ModelOutputError(
-                f"split returned {len(results)} results for {len(requests)} requests; return one a request, in order"
+                f"split returned {len(results)} results for {len(requests)} requests; return one a "
+                "request, in order"
             )
         return results
 
@@ -107,8 +108,8 @@ def _rows(output: Any, requests: list[Any]) -> list[Any]:
     for leaf in flat:
         if isinstance(leaf, torch.Tensor) and (leaf.dim() == 0 or leaf.shape[0] != len(requests)):
             raise ModelOutputError(
-                f"the model returned a tensor of shape {list(leaf.shape)} for {len(requests)} requests; dim 0 must be the "
-                "requests, or give the queue a split function"
+                f"the model returned a tensor of shape {list(leaf.shape)} for {len(requests)} requests; dim "
+                "0 must be the requests, or give the queue a split function"
             )
     return [
         pytree.tree_unflatten([leaf[i] if isinstance(leaf, torch.Tensor) else leaf for leaf in flat], spec)

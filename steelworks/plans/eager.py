@@ -31,6 +31,7 @@ from steelworks.plans.plan import Plan, Runner, Ticket
 
 logger = logging.getLogger("steelworks.plans")
 
+_MAX_PROBES = 8  # requests that may leave it open whether padding is possible
 _ROW_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)  # deterministic mode; 2 is the reference
 
 
@@ -127,43 +128,55 @@ class EagerPlan(Plan):
                 layout = group.state.get("layout")
                 if layout is None:
                     layout = probe_layout(self.call, reading)
+                    if layout is None:  # this request does not tell; another one may, but not forever
+                        layout = OutputLayout((), padding=False)
+                        tried = group.state["probes"] = group.state.get("probes", 0) + 1
+                        if tried < _MAX_PROBES:
+                            return layout
                     group.state["layout"] = layout
         return layout
 
     def row_size(self, readings: Sequence[Reading], length: int) -> int:
-        """Deterministic mode: the number of rows to pad this batch to."""
+        """Deterministic mode: the number of rows to pad this batch to; 0 if it is to be split up."""
         rows = sum(reading.rows for reading in readings)
-        group = readings[0].lane.group
-        trusted: dict[tuple[int, int], bool] = group.state.setdefault("trusted", {})
-        for size in (*(s for s in _ROW_SIZES if s >= rows), 0):
-            if size == 0:
-                return 0
-            if size == _ROW_SIZES[0]:
-                return size
-            known = trusted.get((length, size))
-            if known is None:
-                with self._learning:
-                    known = trusted.setdefault((length, size), self._same_bits(readings[0], length, size))
-            if known:
-                return size
+        if rows == 1:
+            return _ROW_SIZES[0]  # the reference itself
+        trusted: dict[tuple[int, int, int], bool] = readings[0].lane.group.state.setdefault("trusted", {})
+        cores = torch.get_num_threads()  # other kernels, or other splits of them
+        for size in _ROW_SIZES:
+            if size >= rows:
+                known = trusted.get((length, size, cores))
+                if known is None:
+                    with self._learning:
+                        known = trusted.get((length, size, cores))
+                        if known is None:
+                            known = trusted[length, size, cores] = self._same_bits(readings[0], length, size)
+                if known:
+                    return size
         return 0
 
     def _same_bits(self, reading: Reading, length: int, size: int) -> bool:
-        """Whether a batch of ``size`` rows gives the bits that the reference size gives."""
+        """Whether each row of a batch of ``size`` gets the bits that the reference size gives it."""
         group = reading.lane.group
-        row = Reading(tuple(leaf[:1] for leaf in reading.leaves), 1, reading.lane, reading.length)
-        noise = [
-            torch.flip(leaf, dims=(-1,)) if leaf.dim() > 1 and i != group.mask_index else leaf
-            for i, leaf in enumerate(row.leaves)
-        ]
-        other = Reading(tuple(noise), 1, reading.lane, reading.length)
-        reference = _first_row(self.call(merge([row], length, _ROW_SIZES[0]), group), 0)
-        for place in (0, size - 1):
-            batch: list[Reading] = [other] * size
-            batch[place] = row
-            if not _equal_bits(reference, _first_row(self.call(merge(batch, length), group), place)):
-                return False
-        return True
+        contents = [i for i in range(len(group.names)) if i != group.mask_index]
+        own = tuple(leaf[:1] for leaf in reading.leaves)
+        noisy = tuple(_noise(leaf) if i in contents else leaf for i, leaf in enumerate(own))
+        for leaves in (noisy, own):  # its own content if the model takes no other
+            row = Reading(leaves, 1, reading.lane, reading.length)
+            reference = _row_of(self.call(merge([row], length, _ROW_SIZES[0]), group), 0)
+            if not any(part.is_floating_point() and part.isnan().any() for part in reference):
+                break
+        else:
+            return False  # NaN shows nothing
+        mixed = tuple(
+            leaf.flip(-1) if i in contents and leaf.dim() > 1 else leaf for i, leaf in enumerate(leaves)
+        )
+        other = Reading(mixed, 1, reading.lane, reading.length)
+        same = self.call(merge([row] * size, length), group)
+        if not all(_equal_bits(reference, _row_of(same, place)) for place in range(size)):
+            return False
+        last = self.call(merge([other] * (size - 1) + [row], length), group)
+        return _equal_bits(reference, _row_of(last, size - 1))
 
 
 class _EagerTicket(Ticket):
@@ -190,56 +203,60 @@ class _EagerRunner(Runner):
 
     def _run(self, readings: Sequence[Reading]) -> list[Any]:
         plan = self._plan
-        options = plan.options
         lane = readings[0].lane
-        group = lane.group
+        if not lane.group.sequence:
+            return self._run_at(readings, 0, None)
+        lengths = {reading.length for reading in readings}
+        length = lane.length if plan.options.deterministic else max(lengths)
+        if lengths == {length}:
+            if plan.options.deterministic:
+                # At the model's longest there is no padding, which may take other kernels: no mates.
+                return [result for reading in readings for result in self._run_at([reading], length, None)]
+            return self._run_at(readings, length, None)
+        for reading in readings:  # mostly the first one tells
+            layout = plan.layout(reading)
+            if "layout" in lane.group.state:
+                break
+        if not layout.padding:
+            return self._apart(readings, lengths)
+        if plan.options.deterministic and length in lengths:
+            return self._apart(readings, lengths, length)
+        return self._run_at(readings, length, layout)
+
+    def _run_at(self, readings: Sequence[Reading], length: int, layout: OutputLayout | None) -> list[Any]:
+        """Run requests as one batch, padded to ``length`` if there is a layout to cut them back by."""
+        plan = self._plan
+        group = readings[0].lane.group
         started = time.perf_counter()
-        layout: OutputLayout | None = None
-        length = 0
         rows = sum(reading.rows for reading in readings)
         fill = 0
-        if group.sequence:
-            length = lane.length if options.deterministic else max(reading.length for reading in readings)
-            if any(reading.length != length for reading in readings):
-                layout = plan.layout(readings[0])
-                if not layout.padding:
-                    return self._by_length(readings)
-        if options.deterministic:
+        if plan.options.deterministic:
             fill = plan.row_size(readings, length)
-            if fill == 0:
-                return self._one_by_one(readings)
-            group.state["row_buckets"] = _ROW_SIZES
+            if fill == 0 and len(readings) > 1:  # no size is both large enough and trusted
+                half = len(readings) // 2
+                first = self._run_at(readings[:half], length, layout)
+                return [*first, *self._run_at(readings[half:], length, layout)]
         output = plan.call(merge(readings, length, fill), group)
-        results = cut(output, readings, layout, length, options.unbatched)
+        results = cut(output, readings, layout, length, plan.options.unbatched, fill)
         cost = group.state.get("cost")
         if cost is None:
             cost = group.state.setdefault("cost", FittedCost())
         cost.observe(max(rows, fill), length or 1, time.perf_counter() - started)
         return results
 
-    def _by_length(self, readings: Sequence[Reading]) -> list[Any]:
-        """Padding is off: run the requests of each length by themselves."""
+    def _apart(self, readings: Sequence[Reading], lengths: set[int], only: int = 0) -> list[Any]:
+        """Run the requests of each length by themselves, or those of length ``only`` and all others."""
         results: list[Any] = [None] * len(readings)
-        for length in sorted({reading.length for reading in readings}):
-            places = [i for i, reading in enumerate(readings) if reading.length == length]
+        for group in [{only}, lengths - {only}] if only else [{length} for length in sorted(lengths)]:
+            places = [i for i, reading in enumerate(readings) if reading.length in group]
             chosen = [readings[i] for i in places]
-            output = self._plan.call(merge(chosen), readings[0].lane.group)
-            for i, result in zip(
-                places, cut(output, chosen, None, length, self._plan.options.unbatched), strict=True
-            ):
+            if only:
+                answers = self._run(chosen)
+            else:
+                answers = self._run_at(chosen, chosen[0].length, None)
+            for i, result in zip(places, answers, strict=True):
                 results[i] = result
         return results
-
-    def _one_by_one(self, readings: Sequence[Reading]) -> list[Any]:
-        """No row size is both large enough and trusted: halve the batch."""
-        if len(readings) == 1:
-            reading = readings[0]
-            length = reading.lane.length if reading.lane.group.sequence else 0
-            layout = self._plan.layout(reading) if length != reading.length and length else None
-            output = self._plan.call(merge(readings, length), reading.lane.group)
-            return cut(output, readings, layout, length, self._plan.options.unbatched)
-        half = len(readings) // 2
-        return [*self._run(readings[:half]), *self._run(readings[half:])]
 
 
 def _deterministic_bucket(model: object, options: EagerOptions) -> Any:
@@ -254,7 +271,15 @@ def _deterministic_bucket(model: object, options: EagerOptions) -> Any:
     return bucket
 
 
-def _first_row(output: Any, place: int) -> list[torch.Tensor]:
+def _noise(leaf: torch.Tensor) -> torch.Tensor:
+    """Content that shows differences in rounding, as a request of zeros would not. Ids stay as they are."""
+    if not leaf.is_floating_point():
+        return leaf
+    made = torch.arange(leaf.numel(), dtype=torch.float64).mul(0.7).sin().reshape(leaf.shape)
+    return made.to(device=leaf.device, dtype=leaf.dtype)
+
+
+def _row_of(output: Any, place: int) -> list[torch.Tensor]:
     return [
         leaf[place] for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.dim()
     ]

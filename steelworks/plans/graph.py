@@ -31,7 +31,7 @@ from steelworks.plans.batches import OutputLayout, cut, merge
 from steelworks.plans.cost import BucketTable
 from steelworks.plans.eager import EagerOptions, EagerPlan
 from steelworks.plans.inputs import Group, InputReader, Reading
-from steelworks.plans.plan import Plan, Runner, Ticket
+from steelworks.plans.plan import MISS, Express, Plan, Runner, Ticket
 
 if TYPE_CHECKING:
     from steelworks.plans import PlanOptions
@@ -103,11 +103,11 @@ class GraphPlan(Plan):
                 runner.prepare(reading, length)
         return runner
 
-    def express(self, count: int) -> list[Runner]:
-        """Runners with the smallest row buckets only, for callers that find the queue empty."""
+    def express(self, count: int) -> list[Express]:
+        """Runs of the smallest row bucket, for callers that find the queue empty."""
         if self._example is None:
             return []
-        return [self._make(1, self.sizes[:1]) for _ in range(count)]
+        return [_GraphExpress(self, self._make(1, self.sizes[:1])) for _ in range(count)]
 
     def predict(self, group: Group, rows: int, length: int) -> float:
         """Measured seconds of the cheapest runs that serve ``rows`` rows."""
@@ -202,6 +202,21 @@ class _Slot:
         self.pool = torch.cuda.graph_pool_handle()
         self.buffers: dict[tuple[int, int], _Buffers] = {}
         self.busy = False
+        self._device = device
+        self._raw = (self.stream.stream_id, self.stream.device_index, self.stream.device_type)
+
+    def replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Launch ``graph`` on this slot's stream, and leave the thread's current stream as it was."""
+        if _RAW_STREAMS:
+            before = torch._C._cuda_getCurrentStream(self._raw[1])
+            _set_raw(self._raw)
+            graph.replay()
+            _set_raw(before)
+        else:
+            current = torch.cuda.current_stream(self._device)
+            torch.cuda.set_stream(self.stream)
+            graph.replay()
+            torch.cuda.set_stream(current)
 
 
 class _GraphTicket(Ticket):
@@ -231,12 +246,59 @@ class _DoneTicket(Ticket):
         self.results = results
 
 
+class _GraphExpress(Express):
+    """One slot with the smallest row bucket; a lean way for single tensors, the runner's for the rest."""
+
+    def __init__(self, plan: GraphPlan, runner: _GraphRunner) -> None:
+        self._plan = plan
+        self._runner = runner
+        self._slot = runner.slots[0]
+        self._shape: torch.Size | None = None
+        self._dtype: torch.dtype | None = None
+        self._input: Any = None
+        self._output: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, request: Any) -> Any:
+        shape = self._shape
+        if shape is not None and type(request) is torch.Tensor:
+            if request.shape == shape and request.dtype is self._dtype and request.is_cpu:
+                try:
+                    self._input[...] = request.numpy()
+                except RuntimeError:  # it needs grad
+                    return MISS
+                self._slot.replay(self._graph)  # type: ignore[arg-type]
+                self._slot.stream.synchronize()
+                return torch.from_numpy(self._output.copy())
+        reading = self._plan.reader.read(request)
+        buffers = self._slot.buffers.get((id(reading.lane.group), reading.lane.length))
+        if buffers is None or reading.rows >= len(buffers.size_for):
+            return MISS
+        if type(request) is torch.Tensor and not self._plan.options.unbatched:
+            self._remember(request, reading, buffers)
+        return self._runner.finish(self._runner.launch([reading]))[0]
+
+    def _remember(self, request: torch.Tensor, reading: Reading, buffers: _Buffers) -> None:
+        """Take the lean way for requests of this shape from now on."""
+        if buffers.output_array is None or not buffers.plain or reading.lane.group.sequence:
+            return
+        self._input = buffers.arrays[0][: reading.rows]
+        self._output = buffers.output_array[: reading.rows]
+        self._graph = buffers.graphs[buffers.size_for[reading.rows]].graph
+        self._dtype = request.dtype
+        self._shape = request.shape
+
+    def close(self) -> None:
+        self._shape = self._graph = self._input = self._output = None
+        self._runner.close()
+
+
 class _GraphRunner(Runner):
     def __init__(self, plan: GraphPlan, depth: int, sizes: tuple[int, ...]) -> None:
         self._plan = plan
         self._sizes = sizes
         self._device = plan.device.torch_device
-        self._slots = [_Slot(self._device) for _ in range(max(1, depth))]
+        self.slots = [_Slot(self._device) for _ in range(max(1, depth))]
         self._eager = plan.eager.runner()
 
     # ------------------------------------------------------------ running
@@ -249,7 +311,7 @@ class _GraphRunner(Runner):
             length = max(reading.lane.length for reading in readings)
         plan = self._plan
         key = (id(group), length)
-        slot = next((s for s in self._slots if not s.busy), None)
+        slot = next((s for s in self.slots if not s.busy), None)
         buffers = slot.buffers.get(key) if slot is not None else None
         if buffers is None and plan.captured(group, length):
             self.prepare(readings[0], length)
@@ -261,10 +323,7 @@ class _GraphRunner(Runner):
         if not (rows <= SMALL_ROWS and buffers.plain and stage_small(buffers.arrays, readings, group, length)):
             stage(buffers.pinned, readings, group, length)
         graph = buffers.graphs[buffers.size_for[rows]]
-        before = torch.cuda.current_stream(self._device)
-        torch.cuda.set_stream(slot.stream)
-        graph.graph.replay()
-        torch.cuda.set_stream(before)  # the thread may be a caller's own
+        slot.replay(graph.graph)
         slot.busy = True
         ragged = bool(group.sequence) and any(reading.length != length for reading in readings)
         layout = group.state.get("layout") if ragged else None
@@ -289,14 +348,8 @@ class _GraphRunner(Runner):
         output = own[0] if spec.is_leaf() else pytree.tree_unflatten(own, spec)
         return cut(output, ticket.readings, ticket.layout, ticket.length, unbatched)
 
-    def ready(self, reading: Reading) -> bool:
-        """Whether this request's graph is captured and its slot free."""
-        slot = self._slots[0]
-        buffers = slot.buffers.get((id(reading.lane.group), reading.lane.length))
-        return buffers is not None and not slot.busy and reading.rows < len(buffers.size_for)
-
     def close(self) -> None:
-        for slot in self._slots:
+        for slot in self.slots:
             slot.buffers.clear()
 
     # ------------------------------------------------------------ capturing
@@ -312,12 +365,12 @@ class _GraphRunner(Runner):
                     layout = plan.layout(reading)
                     if layout is not None and not layout.padding:
                         return
-                    for slot in self._slots:
+                    for slot in self.slots:
                         slot.buffers[(id(group), length)] = self._capture(slot, reading, length)
                     self._measure(group, length)
             except Exception as error:
                 torch.cuda.synchronize(self._device)
-                for slot in self._slots:
+                for slot in self.slots:
                     slot.buffers.pop((id(group), length), None)
                 plan.give_up(group, error)
 
@@ -386,7 +439,7 @@ class _GraphRunner(Runner):
         key = ("table", length)
         if key in group.state or self._sizes != self._plan.sizes:
             return
-        slot = self._slots[0]
+        slot = self.slots[0]
         buffers = slot.buffers[(id(group), length)]
         seconds = {}
         torch.cuda.set_stream(slot.stream)
@@ -400,6 +453,14 @@ class _GraphRunner(Runner):
                     times.append(time.perf_counter() - started)
             seconds[size] = median(times)
         group.state[key] = BucketTable(seconds)
+
+
+# Setting the current stream through torch.cuda costs several microseconds of Python, twice a launch.
+_RAW_STREAMS = hasattr(torch._C, "_cuda_getCurrentStream") and hasattr(torch._C, "_cuda_setStream")
+
+
+def _set_raw(stream: tuple[int, int, int]) -> None:
+    torch._C._cuda_setStream(stream_id=stream[0], device_index=stream[1], device_type=stream[2])
 
 
 def _pinned_like(leaf: Any, rows: int) -> Any:

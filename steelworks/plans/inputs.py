@@ -234,7 +234,8 @@ class InputReader:
             labels = names  # type: ignore[assignment]
             if not all(isinstance(label, str) for label in labels):
                 raise InvalidInputError(
-                    f"the request's keys are {labels}; a mapping is passed as model(**request), so keys must be strings"
+                    f"the request's keys are {labels}; a mapping is passed as model(**request), so keys "
+                    "must be strings"
                 )
 
             def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -257,8 +258,8 @@ class InputReader:
         statics = tuple(leaf for leaf, tensor in zip(flat, is_tensor, strict=True) if not tensor)
         if not leaves:
             raise InvalidInputError(
-                f"the request is {_short(request)}, which holds no tensor; pass a tensor, or a tuple or dict of tensors, "
-                "or give the queue a collate function"
+                f"the request is {_short(request)}, which holds no tensor; pass a tensor, or a tuple or dict "
+                "of tensors, or give the queue a collate function"
             )
         if self._unbatched:
             leaves = tuple(leaf.unsqueeze(0) for leaf in leaves)
@@ -277,7 +278,8 @@ class InputReader:
             hash(extra)
         except TypeError:
             raise InvalidInputError(
-                f"the request holds a constant that can't be compared ({_short(statics)}); pass tensors, or plain numbers and strings"
+                f"the request holds a constant that can't be compared ({_short(statics)}); pass tensors, or "
+                "plain numbers and strings"
             ) from None
 
         def rebuild(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -354,11 +356,13 @@ class InputReader:
     def _check_leaf(self, label: str, leaf: object) -> None:
         if not isinstance(leaf, torch.Tensor):
             raise InvalidInputError(
-                f"input {label!r} is {_short(leaf)}, not a tensor; pass a tensor with a leading batch dimension"
+                f"input {label!r} is {_short(leaf)}, not a tensor; pass a tensor with a leading batch "
+                "dimension"
             )
         if leaf.dim() == 0:
             raise InvalidInputError(
-                f"input {label!r} has no batch dimension (shape []); pass shape [rows, ...], for example x.reshape(1)"
+                f"input {label!r} has no batch dimension (shape []); pass shape [rows, ...], for example "
+                "x.reshape(1)"
             )
         if leaf.layout != torch.strided or leaf.is_quantized:
             raise InvalidInputError(
@@ -367,7 +371,8 @@ class InputReader:
         if leaf.device.type not in self._devices:
             allowed = " or ".join(self._devices)
             raise InvalidInputError(
-                f"input {label!r} is on {leaf.device}; inputs must be on {allowed}, and the queue copies them: pass x.cpu()"
+                f"input {label!r} is on {leaf.device}; inputs must be on {allowed}, and the queue copies "
+                "them: pass x.cpu()"
             )
 
     def _check_expected(self, group: Group, leaves: tuple[torch.Tensor, ...]) -> None:
@@ -376,7 +381,8 @@ class InputReader:
             return
         if group.names != want.names:
             raise InvalidInputError(
-                f"the request has the inputs {list(group.names)}; the example has {list(want.names)}, in this order: pass the same"
+                f"the request has the inputs {list(group.names)}; the example has {list(want.names)}, in "
+                "this order: pass the same"
             )
         for label, dtype, wanted in zip(group.names, group.dtypes, want.dtypes, strict=True):
             if dtype != wanted:
@@ -386,7 +392,8 @@ class InputReader:
         for label, leaf, dims in zip(group.names, leaves, self._expected_dims, strict=True):
             if leaf.dim() != dims:
                 raise InvalidInputError(
-                    f"input {label!r} has shape {list(leaf.shape)} ({leaf.dim()} dimensions); the example has {dims}: pass [rows, ...] alike"
+                    f"input {label!r} has shape {list(leaf.shape)} ({leaf.dim()} dimensions); the example "
+                    f"has {dims}: pass [rows, ...] alike"
                 )
 
 

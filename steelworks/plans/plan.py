@@ -37,17 +37,30 @@ class Runner(ABC):
     def finish(self, ticket: Ticket) -> list[Any]:
         """Wait for a launched batch; one result a request, in order. Call in launch order."""
 
-    def ready(self, reading: Reading) -> bool:
-        """Whether launching this needs nothing of the calling thread: any thread may do it.
-
-        True for captured graphs. A model that is called as it is would see the thread's own settings
-        (autocast, gradient mode, cores), so it runs on workers only.
-        """
-        del reading
-        return False
-
     def close(self) -> None:  # noqa: B027 - optional
         """Free what the runner holds."""
+
+
+class _Miss:
+    """The type of :data:`MISS`."""
+
+    def __repr__(self) -> str:
+        return "MISS"
+
+
+MISS = _Miss()  # what an express run answers for a request that it is not made for
+
+
+class Express(ABC):
+    """Runs one request at a time on the calling thread, whatever that thread's settings are."""
+
+    @abstractmethod
+    def run(self, request: Any) -> Any:
+        """The request's result, or ``MISS`` where it is not made for it; then nothing has happened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class Plan(ABC):
@@ -79,8 +92,8 @@ class Plan(ABC):
         Captured plans hold their own memory for each of them. Call on one thread at a time (I4).
         """
 
-    def express(self, count: int) -> list[Runner]:
-        """Runners that callers may use on their own threads; none where that is not possible."""
+    def express(self, count: int) -> list[Express]:
+        """Runs that callers may use on their own threads; none where that is not possible."""
         del count
         return []
 
@@ -149,7 +162,8 @@ def join(pieces: Sequence[Any]) -> Any:
         if isinstance(parts[0], torch.Tensor):
             if parts[0].dim() == 0:
                 raise InvalidInputError(
-                    "the output has a tensor without rows; a request larger than max_batch_size can't be joined: send smaller requests"
+                    "the output has a tensor without rows; a request larger than max_batch_size can't be "
+                    "joined: send smaller requests"
                 )
             joined.append(torch.cat(parts))
         else:
