@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from steelworks import BatchQueue, QueueStatistics, seam
+from steelworks.devices import CPUDevice
+from steelworks.plans.inputs import Group, InputReader, Reading
+from steelworks.plans.plan import Plan, Runner, Ticket
 
 LONG = 20.0  # seconds; a wait that takes this long has failed
 
@@ -224,3 +227,62 @@ def outcomes_of(futures: Iterable[Any]) -> list[Any]:
 def assert_values(results: Sequence[Any], expected: Sequence[float]) -> None:
     """Each result is a tensor whose first element is as expected."""
     assert [values(result)[0] for result in results] == [float(e) for e in expected]
+
+
+class StubPlan(Plan):
+    """A plan whose runners do what the test says; for what a model alone can't do (launch and finish apart).
+
+    Args:
+        launch: called with the values of a batch when it is launched.
+        finish: called with the values of a batch when it is finished; returns the results, or raises. By
+            default each value doubled.
+        any_thread: whether callers may run it on their own threads, as captured graphs may be.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[list[float]], None] = lambda batch: None,
+        finish: Callable[[list[float]], Any] = lambda batch: [row(2 * v) for v in batch],
+        any_thread: bool = False,
+        max_batch_size: int = 4,
+        express: bool = False,
+    ) -> None:
+        super().__init__(CPUDevice(), InputReader(), max_batch_size)
+        self.launch = launch
+        self.finish = finish
+        self.any_thread = any_thread
+        self._express = express
+        self.launched: list[tuple[str, list[float]]] = []  # the thread and the batch
+
+    def runner(self, depth: int = 1) -> Runner:
+        return _StubRunner(self)
+
+    def express(self, count: int) -> list[Runner]:
+        return [_StubRunner(self) for _ in range(count if self._express else 0)]
+
+    def predict(self, group: Group, rows: int, length: int) -> float:
+        return float(rows)
+
+
+class _StubTicket(Ticket):
+    def __init__(self, batch: list[float]) -> None:
+        self.batch = batch
+
+
+class _StubRunner(Runner):
+    def __init__(self, plan: StubPlan) -> None:
+        self._plan = plan
+
+    def launch(self, readings: Sequence[Reading]) -> Ticket:
+        batch = [values(reading.leaves[0])[0] for reading in readings]
+        self._plan.launched.append((threading.current_thread().name, batch))
+        self._plan.launch(batch)
+        return _StubTicket(batch)
+
+    def finish(self, ticket: Ticket) -> list[Any]:
+        assert isinstance(ticket, _StubTicket)
+        results: list[Any] = self._plan.finish(ticket.batch)
+        return results
+
+    def ready(self, reading: Reading) -> bool:
+        return True

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import steelworks
 from steelworks.cli import _compare, _environment, _isolated, _minilm, _options
-from steelworks.cli._load import ScenarioResult
+from steelworks.cli._load import Run, ScenarioResult
 from steelworks.cli._run import check_outputs
 from steelworks.cli.app import app
 
@@ -74,7 +74,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a module of factories, the current folder for the test."""
     (tmp_path / "factories.py").write_text(MODELS, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     sys.modules.pop("factories", None)
 
@@ -250,6 +250,22 @@ def test_answers_that_differ_from_single_calls_fail_the_verdict(
     done = run("bench", "--model", "factories:linear", "--callers", "2")
     assert done.exit_code == 1
     assert "its answers differ by 0.5 from single calls" in done.output
+
+
+def test_the_oracle_is_the_best_of_its_ways_to_spend_the_cores(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    seconds = {1: 3.0, 4: 2.0}
+
+    def measured(workload: Any, requests: Any, device: Any, way: Any, progress: Any) -> Run:
+        return Run(seconds[way.workers], [0.1] * len(requests), [None] * len(requests))
+
+    monkeypatch.setattr(_compare, "run_oracle", measured)
+    run("bench", "--model", "factories:linear", "--scenario", "oracle", "--json", "out.json")
+    written = json.loads((models / "out.json").read_text())
+    assert written["oracle"] == {"workers": 4, "threads_per_worker": 1, "batch_size": 32}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -55,7 +58,9 @@ class LitServe(System):
             self._port = probe.getsockname()[1]
         options = {**setting.options, "port": self._port, "torch_threads": setting.torch_threads}
         command = [sys.executable, "-m", "benchmarks.peers._litserve_server", json.dumps(options)]
-        self._server = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+        self._folder = tempfile.mkdtemp(prefix="litserve")  # else its sockets' folders stay behind
+        variables = {**os.environ, "TMPDIR": self._folder}
+        self._server = subprocess.Popen(command, cwd=PROJECT, env=variables, stdout=subprocess.DEVNULL)
         self._tokens = Tokens()
         self._mine = threading.local()
         deadline = time.monotonic() + START_LIMIT_S
@@ -103,6 +108,7 @@ class LitServe(System):
         for process in alive:
             _quietly(process.kill)
         self._server.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _quietly(action: Any) -> None:

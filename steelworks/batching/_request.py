@@ -152,6 +152,7 @@ class LoopSink(Sink):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.outbox: list[Request] = []  # sent in this turn of the loop, not yet submitted
 
     def deliver(self, ended: Sequence[Request]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import copy
 import math
 import threading
 import time
@@ -30,7 +31,7 @@ from steelworks.batching._worker import Crew, Supervisor
 from steelworks.batching.options import Overflow, QueueOptions
 from steelworks.batching.statistics import QueueStatistics
 from steelworks.devices.base import Device
-from steelworks.errors import DeadlineExceededError, QueueClosedError
+from steelworks.errors import DeadlineExceededError, QueueClosedError, SteelworksError
 from steelworks.plans import PlanOptions, make_plans
 from steelworks.plans.inputs import Padding
 from steelworks.plans.plan import MISS, Plan
@@ -161,6 +162,7 @@ class BatchQueue:
         self._read = self._plan.reader.read
         self._tracer = Tracer(name, tracing)
         self._aging = aging
+        self._blocks = self.options.overflow == "block"
         self._scheduler = Scheduler(self._plan, self.options, workers)
         self._crew = Crew(self._scheduler, plans, depth or capabilities.default_depth, self._tracer)
         self._supervisor = Supervisor(self._scheduler, self._crew)
@@ -298,12 +300,29 @@ class BatchQueue:
         entry = Request(self._read(request), sink, future, now, order)
         if self._tracer.on:
             entry.context = self._tracer.capture()
+        if deadline is None and self._blocks:
+            if self.closed:
+                raise self._scheduler.closed_error()
+            # All that the tasks of this turn of the loop send is submitted at once: one lock, one wake-up.
+            sink.outbox.append(entry)
+            if len(sink.outbox) == 1:
+                loop.call_soon(self._flush, sink)
+            return future
         if deadline is not None:
             entry.deadline = now + _seconds(deadline)
         self._scheduler.submit(entry, clocked=True)
         if deadline is not None:
             self._supervisor.ensure_started()
         return future
+
+    def _flush(self, sink: LoopSink) -> None:
+        entries, sink.outbox = sink.outbox, []
+        try:
+            self._scheduler.submit_many(entries)
+        except SteelworksError as error:  # closed meanwhile
+            for entry in entries:
+                if not entry.token.done():
+                    entry.token.set_exception(copy.copy(error))
 
     def _sink_of(self, loop: asyncio.AbstractEventLoop) -> LoopSink:
         sink = self._loop_sinks.get(loop)

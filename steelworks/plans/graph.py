@@ -151,6 +151,10 @@ class GraphPlan(Plan):
         stack = ExitStack()
         if self.options.compile:
             import torch._dynamo.config as config
+            import torch._inductor.config as inductor
+
+            # Inference only: weights become constants, so that matmuls of one input are joined.
+            stack.enter_context(inductor.patch(freezing=True))  # type: ignore[attr-defined,no-untyped-call]
 
             name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
             stack.enter_context(config.patch({name: _MAX_COMPILED_SHAPES}))
