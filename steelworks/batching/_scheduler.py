@@ -83,6 +83,17 @@ class Sleeper:
         self.owner = owner
 
 
+class _Borrower:
+    """A caller that waits for a worker to be lent to it."""
+
+    __slots__ = ("gate", "sleeper")
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.sleeper: Sleeper | None = None
+
+
 class Scheduler:
     """Requests, their order and their ends. Workers and callers meet here."""
 
@@ -98,6 +109,7 @@ class Scheduler:
         self._parked: deque[Request] = deque()
         self._parked_live = 0
         self._idle: deque[Sleeper] = deque()
+        self._borrowers: deque[_Borrower] = deque()
         self._running = 0
         self._running_rows = 0
         self._busy: set[object] = set()  # workers that run a batch
@@ -197,21 +209,46 @@ class Scheduler:
                 self._wait.observe(0.0)
                 self._total.observe(ended - started)
 
-    def lend(self) -> Sleeper | None:
+    def lend(self, patience: float = 0.0) -> Sleeper | None:
         """Lend an idle worker's runner to the calling thread, if nothing waits; give it back soon.
 
         The caller leads: it does what the worker's thread would do, without the two thread switches and
         without two threads wanting the GIL.
+
+        Args:
+            patience: seconds to wait for a worker that is about to be idle.
         """
         watched = seam.watched()
         if watched:
             seam.before("Lend", self)
+        sleeper: Sleeper | None = None
+        borrower: _Borrower | None = None
         with self.lock:
-            free = self.state is OPEN and not self._pending.count and self._idle
-            sleeper = self._idle.pop() if free else None
+            if self.state is OPEN and not self._pending.count:
+                if self._idle:
+                    sleeper = self._idle.pop()
+                elif patience > 0.0:
+                    borrower = _Borrower()
+                    self._borrowers.append(borrower)
+        if borrower is not None:
+            borrower.gate.acquire(timeout=patience)
+            with self.lock:
+                sleeper = borrower.sleeper
+                if sleeper is None:
+                    self._borrowers.remove(borrower)
         if watched:
             seam.after("Lend", self, sleeper=sleeper)
         return sleeper
+
+    def _sleep(self, sleeper: Sleeper) -> None:
+        """A worker found nothing: it is idle, or lent at once to a caller that waits for it."""
+        sleeper.need = 1
+        if self._borrowers and self.state is OPEN:
+            borrower = self._borrowers.popleft()
+            borrower.sleeper = sleeper
+            borrower.gate.release()
+        else:
+            self._idle.append(sleeper)
 
     def give_back(self, sleeper: Sleeper, loaded: bool, foreign: bool) -> None:
         """Give a lent runner back.
@@ -356,8 +393,7 @@ class Scheduler:
                             seam.after("Take", self, batch=None)
                             return None
                     elif not skipped:
-                        sleeper.need = 1
-                        self._idle.append(sleeper)
+                        self._sleep(sleeper)
                 elif gather:
                     self._idle.append(sleeper)
                 if skipped:

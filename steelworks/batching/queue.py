@@ -36,6 +36,7 @@ from steelworks.plans import PlanOptions, make_plans
 from steelworks.plans.inputs import Padding
 from steelworks.plans.plan import MISS, Plan
 
+_OUTBOX = 64  # requests of one turn of an event loop after which they are submitted
 _BLOCKING = BlockingSink()
 _FUTURE = FutureSink()
 
@@ -304,9 +305,12 @@ class BatchQueue:
             if self.closed:
                 raise self._scheduler.closed_error()
             # All that the tasks of this turn of the loop send is submitted at once: one lock, one wake-up.
-            sink.outbox.append(entry)
-            if len(sink.outbox) == 1:
+            outbox = sink.outbox
+            outbox.append(entry)
+            if len(outbox) == 1:
                 loop.call_soon(self._flush, sink)
+            elif len(outbox) >= _OUTBOX:  # enough for a batch: let it start while the tasks go on
+                self._flush(sink)
             return future
         if deadline is not None:
             entry.deadline = now + _seconds(deadline)
@@ -317,6 +321,8 @@ class BatchQueue:
 
     def _flush(self, sink: LoopSink) -> None:
         entries, sink.outbox = sink.outbox, []
+        if not entries:
+            return
         try:
             self._scheduler.submit_many(entries)
         except SteelworksError as error:  # closed meanwhile

@@ -19,6 +19,7 @@ import torch
 # With no request ending for this long a run counts as hung: what has not ended becomes an error.
 STALL_SECONDS = 300.0
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 10.0
 
 Call = Callable[[Any], Any]
 Progress = Callable[[int], None]
@@ -115,6 +116,13 @@ def run_callers(
         thread.start()
     try:
         _wait(threads, state, progress, stall_seconds)
+    except BaseException:
+        # Ctrl-C: let the calls in flight end. A thread inside torch while Python exits aborts the process.
+        state.stop.set()
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        raise
     finally:
         state.stop.set()
     return state.result()
