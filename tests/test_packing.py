@@ -420,7 +420,8 @@ def test_a_fully_masked_row_is_zero_and_leaves_the_others_alone(bert: Any, lean:
 
 def test_a_batch_of_fully_masked_rows_runs_padded(bert: Any) -> None:
     padded, packed, calls = padded_and_packed(bert, **masked(torch.zeros(2, 5, dtype=torch.long)))
-    assert calls == [] and torch.equal(padded.last_hidden_state, packed.last_hidden_state)
+    assert calls == [] and bits(padded.last_hidden_state) == bits(packed.last_hidden_state)
+    assert len(padded_and_packed(bert, **ragged())[2]) == 1, "packing must not be given up for it"
 
 
 def test_left_padding_runs_padded_because_poolers_read_column_0(bert: Any) -> None:
@@ -550,10 +551,14 @@ def test_a_call_with_gradients_runs_padded_and_gives_them(bert: Any) -> None:
     assert calls == [] and bert.embeddings.word_embeddings.weight.grad is not None
 
 
-def test_training_mode_runs_padded(bert: Any) -> None:
-    bert.train()
+def test_training_mode_runs_padded() -> None:
+    model = make("Bert", attention_probs_dropout_prob=0.0)
+    handle = packing.install(model)
+    assert handle is not None
+    model.train()
     with torch.no_grad(), recorded() as calls:
-        bert(**ragged())
+        model(**ragged())
+    handle.remove()
     assert calls == []
 
 
@@ -641,8 +646,10 @@ def test_a_model_with_hooks_inside_is_declined(caplog: pytest.LogCaptureFixture)
     assert "hooks" in caplog.text
 
 
-def test_another_attention_chosen_after_install_is_respected(bert: Any) -> None:
-    without_lean(bert)
+@pytest.mark.parametrize("lean", [True, False])
+def test_another_attention_chosen_after_install_is_respected(bert: Any, lean: bool) -> None:
+    if not lean:
+        without_lean(bert)
     bert.set_attn_implementation("eager")
     padded, packed, calls = padded_and_packed(bert, **ragged(), output_attentions=True)
     assert calls == [] and len(packed.attentions) == len(padded.attentions) == 2
@@ -655,6 +662,9 @@ def test_a_deep_copy_runs_its_own_weights(bert: Any) -> None:
     with torch.no_grad():
         clone.embeddings.word_embeddings.weight.zero_()
         batch = ragged()
+        with recorded() as calls:
+            clone(**batch)
+        assert calls == [], "a copy has no handle, so it must not be packed"
         assert not torch.allclose(clone(**batch).last_hidden_state, bert(**batch).last_hidden_state)
 
 
@@ -848,6 +858,43 @@ def test_verify_refuses_when_nothing_was_packed() -> None:
     handle.remove()
     report = packing.verify(model, handle, ragged())
     assert not report.ok and "no encoder was packed" in report.reason
+
+
+def test_verify_reports_a_module_that_fails_packed() -> None:
+    class Picky(MeanPooled):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+            if not hidden.abs().amin(-1).all():
+                raise RuntimeError("a token without a value")
+            return hidden.amax(1)
+
+    module = Picky(make("Bert")).eval()
+    handle = packing.install(module)
+    assert handle is not None
+    report = packing.verify(module, handle, ragged())
+    handle.remove()
+    assert not report.ok and "a token without a value" in report.reason
+
+
+def test_verify_takes_the_name_of_the_mask_and_padding_values() -> None:
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooled = MeanPooled(make("Roberta"))
+
+        def forward(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+            assert (ids[real == 0] == 1).all()
+            pooled: torch.Tensor = self.pooled(ids, real)
+            return pooled
+
+    module = Renamed().eval()
+    handle = packing.install(module)
+    assert handle is not None
+    batch = ragged()
+    example = {"ids": batch["input_ids"], "real": batch["attention_mask"]}
+    report = packing.verify(module, handle, example, pad_values={"ids": 1}, mask="real")
+    handle.remove()
+    assert report.ok, report
 
 
 def test_verify_refuses_an_example_without_a_mask(bert: Any) -> None:

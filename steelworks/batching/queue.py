@@ -36,7 +36,7 @@ from steelworks.plans import PlanOptions, make_plans
 from steelworks.plans.inputs import Padding
 from steelworks.plans.plan import MISS, Plan
 
-_OUTBOX = 64  # requests of one turn of an event loop after which they are submitted
+_OUTBOX = 256  # requests of one turn of an event loop after which they are submitted
 _BLOCKING = BlockingSink()
 _FUTURE = FutureSink()
 
@@ -360,6 +360,8 @@ class BatchQueue:
         Raises:
             Exception: the first failed request's, at its place; the rest are cancelled.
         """
+        if threading.get_ident() in self._crew.idents:
+            raise _own_worker("map()")
         least = self.options.max_batch_size
         if window is None:
             window = 2 * least * self._scheduler.workers * (self._crew.depth + 1)

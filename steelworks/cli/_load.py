@@ -115,13 +115,11 @@ def run_callers(
     for thread in threads:
         thread.start()
     try:
-        _wait(threads, state, progress, stall_seconds)
+        _wait(state, progress, stall_seconds)
     except BaseException:
         # Ctrl-C: let the calls in flight end. A thread inside torch while Python exits aborts the process.
         state.stop.set()
-        give_up = time.monotonic() + _PATIENCE_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, give_up - time.monotonic()))
+        state.all_left.wait(_PATIENCE_SECONDS)
         raise
     finally:
         state.stop.set()
@@ -194,9 +192,12 @@ class _ClosedLoop:
         self, call: Call, requests: Sequence[Any], callers: int, warm_up: int, time_limit: float | None
     ) -> None:
         self.stop = threading.Event()
+        # Not Thread.join: interrupted by Ctrl-C, it takes a running thread for an ended one (Python 3.11).
+        self.all_left = threading.Event()
         self.ended = 0
         self._call = call
         self._requests = requests
+        self._inside = callers
         self._warm_up = warm_up
         self._time_limit = math.inf if time_limit is None else time_limit
         self._next = 0
@@ -210,6 +211,15 @@ class _ClosedLoop:
 
     def run(self) -> None:
         """Body of a caller thread."""
+        try:
+            self._send_requests()
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self.all_left.set()
+
+    def _send_requests(self) -> None:
         for i in range(self._warm_up):
             try:
                 self._call(self._requests[i % len(self._requests)])
@@ -259,22 +269,15 @@ class _ClosedLoop:
                 self._failures[index] = error
 
 
-def _wait(
-    threads: Sequence[threading.Thread],
-    state: _ClosedLoop,
-    progress: Progress | None,
-    stall_seconds: float,
-) -> None:
-    """Wait for the callers in short steps, so that Ctrl-C works and a hang is noticed."""
+def _wait(state: _ClosedLoop, progress: Progress | None, stall_seconds: float) -> None:
+    """Wait for the callers in short steps, so that progress shows and a hang is noticed."""
     last_count, last_change = 0, time.monotonic()
-    for thread in threads:
-        while True:
-            thread.join(_POLL_SECONDS)
-            if progress is not None:
-                progress(state.ended)
-            if not thread.is_alive():
-                break
-            if state.ended != last_count:
-                last_count, last_change = state.ended, time.monotonic()
-            elif time.monotonic() - last_change > stall_seconds:
-                return
+    while not state.all_left.wait(_POLL_SECONDS):
+        if progress is not None:
+            progress(state.ended)
+        if state.ended != last_count:
+            last_count, last_change = state.ended, time.monotonic()
+        elif time.monotonic() - last_change > stall_seconds:
+            return
+    if progress is not None:
+        progress(state.ended)

@@ -56,8 +56,12 @@ class GraphPlan(Plan):
 
     any_thread = True
 
-    def __init__(self, model: nn.Module, device: Device, options: PlanOptions, example: object = None) -> None:
-        self.sizes = tuple(sorted({s for s in _sizes(options) if s <= options.max_batch_size} | {options.max_batch_size}))
+    def __init__(
+        self, model: nn.Module, device: Device, options: PlanOptions, example: object = None
+    ) -> None:
+        self.sizes = tuple(
+            sorted({s for s in _sizes(options) if s <= options.max_batch_size} | {options.max_batch_size})
+        )
         self.eager = EagerPlan(
             model,
             device,
@@ -69,11 +73,17 @@ class GraphPlan(Plan):
         )
         super().__init__(device, reader, options.max_batch_size)
         if not self.lengths:
-            self.lengths = _default_lengths(model, None if example is None else reader.read(example).length, options)
+            self.lengths = _default_lengths(
+                model, None if example is None else reader.read(example).length, options
+            )
         if example is not None:
             # Read anew: lanes follow from the lengths, which are known only now.
             self.reader = InputReader(
-                options.padding, bucket=self._bucket, unbatched=options.unbatched, expect=example, devices=("cpu",)
+                options.padding,
+                bucket=self._bucket,
+                unbatched=options.unbatched,
+                expect=example,
+                devices=("cpu",),
             )
         self.options = options
         self.model = model
@@ -154,7 +164,7 @@ class GraphPlan(Plan):
             import torch._inductor.config as inductor
 
             # Inference only: weights become constants, so that matmuls of one input are joined.
-            stack.enter_context(inductor.patch(freezing=True))  # type: ignore[attr-defined,no-untyped-call]
+            stack.enter_context(inductor.patch(freezing=True))
 
             name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
             stack.enter_context(config.patch({name: _MAX_COMPILED_SHAPES}))
@@ -193,6 +203,7 @@ class _Buffers:
         self.plain = all(array is not None for array in self.arrays)
         self.outputs: list[Any] = []
         self.output_array: Any = None  # numpy view of the one output tensor, where it is just one
+        self.output_arrays: list[Any] = []
         self.spec: pytree.TreeSpec | None = None
         self.graphs: dict[int, _Graph] = {}
         self.size_for: list[int] = []
@@ -324,7 +335,9 @@ class _GraphRunner(Runner):
         if slot is None or buffers is None or rows >= len(buffers.size_for):
             with torch.autocast("cuda", enabled=False):  # the thread may be a caller's own
                 return _DoneTicket(self._eager.finish(self._eager.launch(readings)))
-        if not (rows <= SMALL_ROWS and buffers.plain and stage_small(buffers.arrays, readings, group, length)):
+        if not (
+            rows <= SMALL_ROWS and buffers.plain and stage_small(buffers.arrays, readings, group, length)
+        ):
             stage(buffers.pinned, readings, group, length)
         graph = buffers.graphs[buffers.size_for[rows]]
         slot.replay(graph.graph)
@@ -341,10 +354,18 @@ class _GraphRunner(Runner):
         unbatched = self._plan.options.unbatched
         try:
             slot.stream.synchronize()
-            if rows <= SMALL_ROWS and buffers.output_array is not None and ticket.layout is None and not unbatched:
+            if (
+                rows <= SMALL_ROWS
+                and buffers.output_array is not None
+                and ticket.layout is None
+                and not unbatched
+            ):
                 return take_rows(buffers.output_array, [reading.rows for reading in ticket.readings])
             # The pinned outputs are written again by the next run: results get memory of their own.
-            own = [leaf[:rows].clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in buffers.outputs]
+            own = [
+                _own_rows(*output, rows)
+                for output in zip(buffers.outputs, buffers.output_arrays, strict=True)
+            ]
         finally:
             slot.busy = False
         spec = buffers.spec
@@ -383,7 +404,9 @@ class _GraphRunner(Runner):
         buffers = _Buffers(reading, length, sizes[-1], self._device)
         row = Reading(tuple(leaf[:1] for leaf in reading.leaves), 1, reading.lane, reading.length)
         if group.sequence and row.length > length:
-            cut_leaves = tuple(leaf[:, :length] if i in group.sequence else leaf for i, leaf in enumerate(row.leaves))
+            cut_leaves = tuple(
+                leaf[:, :length] if i in group.sequence else leaf for i, leaf in enumerate(row.leaves)
+            )
             row = Reading(cut_leaves, 1, row.lane, length)
         for pinned, batch in zip(buffers.pinned, merge([row], length, sizes[-1]), strict=True):
             pinned.copy_(batch)
@@ -417,8 +440,10 @@ class _GraphRunner(Runner):
             if not buffers.outputs:
                 buffers.spec = spec
                 buffers.outputs = [_pinned_like(leaf, size) for leaf in flat]
-                if spec.is_leaf() and isinstance(buffers.outputs[0], torch.Tensor):
-                    buffers.output_array = array_of(buffers.outputs[0])
+                buffers.output_arrays = [
+                    array_of(t) if isinstance(t, torch.Tensor) else None for t in buffers.outputs
+                ]
+                buffers.output_array = buffers.output_arrays[0] if spec.is_leaf() else None
             del output, flat
             slot.stream.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -465,6 +490,13 @@ _RAW_STREAMS = hasattr(torch._C, "_cuda_getCurrentStream") and hasattr(torch._C,
 
 def _set_raw(stream: tuple[int, int, int]) -> None:
     torch._C._cuda_setStream(stream_id=stream[0], device_index=stream[1], device_type=stream[2])
+
+
+def _own_rows(leaf: Any, array: Any, rows: int) -> Any:
+    """A copy of the first rows; by numpy where possible, for torch would wake all its threads for it."""
+    if array is not None:
+        return torch.from_numpy(array[:rows].copy())
+    return leaf[:rows].clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _pinned_like(leaf: Any, rows: int) -> Any:

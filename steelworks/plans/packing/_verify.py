@@ -14,7 +14,6 @@ from steelworks.plans.packing._context import disabled, recorded
 from steelworks.plans.packing._install import PackingHandle
 from steelworks.plans.packing._tolerance import difference
 
-_ROWS = 5
 _MIN_COLUMNS = 8
 
 
@@ -39,6 +38,7 @@ def verify(
     handle: PackingHandle,
     example_inputs: object,
     pad_values: Mapping[str, float] | None = None,
+    mask: str = "attention_mask",
 ) -> VerifyReport:
     """Run ``module`` packed and padded on ragged batches made from an example, and compare.
 
@@ -48,52 +48,68 @@ def verify(
     Args:
         module: the module that ``handle`` was installed on.
         handle: what :func:`install` returned.
-        example_inputs: a mapping as tokenizers give, called as ``module(**example_inputs)``, with an
-            ``attention_mask`` of shape [rows, length].
+        example_inputs: a mapping as tokenizers give, called as ``module(**example_inputs)``, with a
+            mask of shape [rows, length].
         pad_values: the padding value of each input; those not named are padded with 0.
+        mask: the name of the mask among the inputs.
 
     Returns:
         The report. A module that fails packed, or is never packed, is reported and not raised; a
         module that fails padded raises its own error.
     """
-    values = _inputs(example_inputs)
-    if values is None:
-        return _refusal("the example is no mapping with an attention_mask [rows, length]: no rows to cut")
-    largest = 0.0
-    outputs = []
-    for batch in _ragged(values, pad_values or {}):
-        mask = batch["attention_mask"].bool()
+    if not _has_mask(example_inputs, mask):
+        return _refusal(
+            f"the example is no mapping with a mask {mask!r} of shape [rows, length]: no rows to cut"
+        )
+    runs = []
+    for batch in _ragged(dict(example_inputs), pad_values or {}, mask):  # type: ignore[call-overload]
         with torch.no_grad():
             with disabled():
                 padded = module(**batch)
-            with handle.enabled(), recorded() as calls:
-                packed = module(**batch)
+            try:
+                with handle.enabled(), recorded() as calls:
+                    packed = module(**batch)
+            except Exception as error:
+                return _refusal(f"the module fails packed ({type(error).__name__}: {error})")
         if not calls:
             return _refusal("no encoder was packed when the module was called")
-        outputs.append((mask, *(pytree.tree_leaves(_plain(output)) for output in (padded, packed))))
-    (mask, first, _), (other_mask, second, _) = outputs
-    by_token = [
-        isinstance(a, torch.Tensor) and a.shape[:2] == mask.shape and b.shape[:2] == other_mask.shape
-        for a, b in zip(first, second, strict=True)
-    ]
-    for real, padded, packed in outputs:
-        if len(padded) != len(packed):
-            return _refusal("packed and padded outputs have another structure")
-        for a, b, token in zip(padded, packed, by_token, strict=True):
+        runs.append(_Run(batch[mask].bool(), _leaves(padded), _leaves(packed)))
+    return _compare(runs)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The outputs of one batch, flat."""
+
+    real: torch.Tensor
+    padded: list[Any]
+    packed: list[Any]
+
+
+def _compare(runs: list[_Run]) -> VerifyReport:
+    """Compare padded with packed in every run."""
+    if len({len(leaves) for run in runs for leaves in (run.padded, run.packed)}) != 1:
+        return _refusal("the structure of the output depends on the batch or on packing")
+    largest = 0.0
+    for index in range(len(runs[0].padded)):
+        # One value a token: the second dimension follows the width of the batch in every run.
+        by_token = all(
+            isinstance(run.padded[index], torch.Tensor) and run.padded[index].shape[:2] == run.real.shape
+            for run in runs
+        )
+        for run in runs:
+            a, b = run.padded[index], run.packed[index]
             if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
                 if a != b:
-                    return _refusal(f"packed and padded outputs differ: {a!r} and {b!r}")
+                    return _refusal(f"packed and padded outputs differ: {b!r} and {a!r}")
                 continue
-            if token and a.shape == b.shape:
-                a, b = a[real], b[real]
+            if by_token and a.shape == b.shape:
+                a, b = a[run.real], b[run.real]
             gap, agrees = difference(a, b)
             largest = max(largest, gap)
             if not agrees:
-                return VerifyReport(
-                    largest,
-                    False,
-                    f"an output differs by up to {gap:.3g}; does the module use positions whose mask is 0?",
-                )
+                question = "does the module use positions whose mask is 0?"
+                return VerifyReport(largest, False, f"an output differs by up to {gap:.3g}; {question}")
     return VerifyReport(largest, True, "packed and padded agree")
 
 
@@ -101,35 +117,41 @@ def _refusal(reason: str) -> VerifyReport:
     return VerifyReport(float("inf"), False, reason)
 
 
-def _inputs(example: object) -> dict[str, Any] | None:
-    """The example's inputs by name, if it has a mask to cut rows by."""
-    if not isinstance(example, Mapping):
-        return None
-    mask = example.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.numel() == 0:
-        return None
-    return dict(example)
+def _has_mask(example: object, name: str) -> bool:
+    mask = example.get(name) if isinstance(example, Mapping) else None
+    return isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() > 0
 
 
-def _ragged(values: dict[str, Any], pad_values: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _ragged(values: dict[str, Any], pad_values: Mapping[str, float], mask: str) -> Iterator[dict[str, Any]]:
     """Two ragged batches of different width, made from the rows of the example."""
-    shape = values["attention_mask"].shape
-    width = max(shape[1], _MIN_COLUMNS)
+    rows, length = values[mask].shape
+    width = max(length, _MIN_COLUMNS)
     for columns in (width, width - 1):
         lengths = [columns, columns // 2, 1, columns - 1, 3]
         batch = {}
         for name, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape[:1] == shape[:1]:
-                value = value.repeat(_ROWS, *[1] * (value.dim() - 1))[:_ROWS].clone()
-                if value.shape[1:2] == shape[1:2]:
-                    copies = -(-columns // shape[1])
-                    value = value.repeat(1, copies, *[1] * (value.dim() - 2))[:, :columns].clone()
-                    for row, length in enumerate(lengths):
-                        value[row, length:] = 0 if name == "attention_mask" else pad_values.get(name, 0)
-                        if name == "attention_mask":
-                            value[row, :length] = 1
+            if isinstance(value, torch.Tensor) and value.shape[:1] == (rows,):
+                value = _repeated(value, 0, len(lengths))
+                if value.shape[1:2] == (length,):
+                    value = _repeated(value, 1, columns)
+                    for row, count in enumerate(lengths):
+                        value[row, count:] = 0 if name == mask else pad_values.get(name, 0)
+                        if name == mask:
+                            value[row, :count] = 1
             batch[name] = value
         yield batch
+
+
+def _repeated(value: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """``value`` repeated along ``dim`` until it is ``size`` long; a new tensor."""
+    places = torch.arange(size, device=value.device) % value.shape[dim]
+    return value.index_select(dim, places)
+
+
+def _leaves(output: Any) -> list[Any]:
+    """The tensors and other values of an output, in order."""
+    leaves: list[Any] = pytree.tree_leaves(_plain(output))
+    return leaves
 
 
 def _plain(output: Any) -> Any:
