@@ -2,15 +2,16 @@
 
     python -m benchmarks.h200 --json benchmarks/results/h200.json
 
-The model has MiniLM-L6's shape (6 layers, 384 wide, 12 heads), float16, random weights: speed does not depend on
-the weights. A request is one row. Every figure is a synchronized wall-clock measurement over at least
-``--seconds`` seconds, repeated ``--repeats`` times; the table gives the median and the spread.
+The model has MiniLM-L6's shape (6 layers, 384 wide, 12 heads), float16, random weights: speed does not
+depend on the weights. A request is one row. Every figure is a synchronized wall-clock measurement over at
+least ``--seconds`` seconds, repeated ``--repeats`` times; the table gives the median and the spread.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import multiprocessing
 import statistics
 import sys
@@ -98,10 +99,16 @@ def ids(length: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(1000, VOCABULARY, (1, length), generator=generator)
 
 
+def settle() -> None:
+    """What a service does after warm-up: keep the collector from going through the model again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def closed_loop(
     call: Callable[[Any], Any], requests: list[Any], callers: int, seconds: float
 ) -> tuple[float, list[float]]:
-    """Requests a second, and each call's seconds, of ``callers`` threads that call as fast as answers come."""
+    """Requests a second, and each call's seconds, of threads that call as fast as answers come."""
     stop = threading.Event()
     start = threading.Barrier(callers + 1)
     latencies: list[list[float]] = [[] for _ in range(callers)]
@@ -194,6 +201,7 @@ class Results:
     def add(
         self, name: str, measure: Callable[[], float], unit: str = "req/s", repeats: int | None = None
     ) -> float:
+        settle()
         values = [measure() for _ in range(repeats or self.repeats)]
         row = {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
         self.rows[name] = row
@@ -205,10 +213,8 @@ class Results:
     def ratio(self, name: str, top: float, bottom: float, must: float, aim: float, unit: str = "x") -> None:
         value = top / bottom
         self.rows[name] = {"value": value, "must": must, "aim": aim, "unit": unit, "met": value >= must}
-        print(
-            f"  -> {name:55s} {value:8.2f} {unit}  (must {must}, aim {aim}) {'met' if value >= must else 'MISSED'}",
-            flush=True,
-        )
+        verdict = "met" if value >= must else "MISSED"
+        print(f"  -> {name:55s} {value:8.2f} {unit}  (must {must}, aim {aim}) {verdict}", flush=True)
 
 
 def stock(model: nn.Module) -> Callable[[Any], torch.Tensor]:
@@ -258,16 +264,16 @@ def processes(kind: str, count: int, seconds: float) -> float:
     return total
 
 
-def encoder_sections(
-    results: Results, seconds: float, compile: bool, sizes: list[int], max_wait: float, workers: int
-) -> None:
+def encoder_section(results: Results, seconds: float, compile: bool, sizes: list[int], express: int) -> None:
+    """All rows for the encoder at length 32: the model as it is, or through torch.compile."""
+    tag = "compiled" if compile else "as is"
     generator = torch.Generator().manual_seed(1)
     requests = [ids(32, generator) for _ in range(1024)]
     model = half(Encoder())
     call = stock(model)
     reference = [call(x) for x in requests[:64]]
-    threads_1 = results.add("stock, 1 thread", lambda: closed_loop(call, requests, 1, seconds)[0])
-    threads_8 = results.add("stock, 8 threads", lambda: closed_loop(call, requests, 8, seconds)[0])
+    results.add(f"{tag}: stock, 1 thread", lambda: closed_loop(call, requests, 1, seconds)[0])
+    threads_8 = results.add(f"{tag}: stock, 8 threads", lambda: closed_loop(call, requests, 8, seconds)[0])
 
     began = time.perf_counter()
     big = sw.BatchQueue(
@@ -276,45 +282,46 @@ def encoder_sections(
     print(f"capture took {time.perf_counter() - began:.1f} s")
     worst = max(float((a - b).abs().max()) for a, b in zip(big.map(requests[:64]), reference, strict=True))
     print(f"largest difference from stock: {worst:.2e} (float16)")
-    results.rows["max_abs_difference"] = {"value": worst, "unit": "float16"}
-    table = next(iter(big.plan.reader._groups.values())).state[("table", 0)]  # type: ignore[attr-defined]
-    graph_rates = {}
-    for size in table.sizes:
-        t = table._seconds[size]
-        graph_rates[size] = size / t
-        print(f"  graph b={size:4d} {t * 1e6:8.1f} us {size / t:10,.0f} rows/s")
-    best_graph = max(graph_rates.values())
-    results.rows["best single graph"] = {"value": best_graph, "unit": "req/s", "by_size": graph_rates}
+    results.rows[f"{tag}: max_abs_difference"] = {"value": worst, "unit": "float16"}
+    group = next(iter(big.plan.reader._groups.values()))
+    seconds_of = group.state[("table", 0)]._seconds
+    rates = {size: size / t for size, t in seconds_of.items()}
+    for size, t in seconds_of.items():
+        print(f"  graph b={size:4d} {t * 1e6:8.1f} us {rates[size]:10,.0f} rows/s")
+    best = max(rates.values())
+    results.rows[f"{tag}: best single graph"] = {"value": best, "unit": "req/s", "by_size": rates}
 
+    small = [size for size in sizes if size <= 16]
     queue = sw.BatchQueue(
-        model, max_batch_size=16, example=requests[0], batch_sizes=[s for s in sizes if s <= 16], compile=compile,
-        padding=None, max_wait=max_wait, num_workers=workers,
+        model, max_batch_size=16, example=requests[0], batch_sizes=small, compile=compile, padding=None,
+        express=express,
     )  # fmt: skip
-    one = results.add("queue, 1 blocking caller", lambda: closed_loop(queue, requests, 1, seconds)[0])
-    eight = results.add("queue, 8 blocking callers", lambda: closed_loop(queue, requests, 8, seconds)[0])
-    results.ratio("8 callers against stock threads", eight, threads_8, 62, 90)
-    results.ratio("8-thread efficiency against own single caller", 100 * eight / 8, one, 80, 95, "%")
-    results.add("queue, 16 blocking callers", lambda: closed_loop(queue, requests, 16, seconds)[0])
-    results.add("queue, 32 blocking callers", lambda: closed_loop(queue, requests, 32, seconds)[0])
-    _latency(results, queue, queue.plan, call, requests)
+    rate_of = {}
+    for callers in (1, 2, 4, 8, 16, 32):
+        rate_of[callers] = results.add(
+            f"{tag}: queue, {callers} blocking callers",
+            lambda n=callers: closed_loop(queue, requests, n, seconds)[0],
+        )
+    results.ratio(f"{tag}: 8 callers against stock threads", rate_of[8], threads_8, 62, 90)
+    results.ratio(f"{tag}: 8-thread efficiency", 100 * rate_of[8] / 8, rate_of[1], 80, 95, "%")
+    _latency(results, tag, queue, queue.plan, call, requests)
     queue.close()
 
-    rate = results.add("queue, map from one caller", lambda: mapped(big, requests, seconds))
-    results.ratio("map against the best single graph", 100 * rate, best_graph, 85, 95, "%")
+    rate = results.add(f"{tag}: queue, map from one caller", lambda: mapped(big, requests, seconds))
+    results.ratio(f"{tag}: map against the best single graph", 100 * rate, best, 85, 95, "%")
     for tasks, must, aim in ((512, 100_000, 160_000), (2048, 180_000, 210_000)):
         rate = results.add(
-            f"queue, {tasks} asyncio tasks", lambda tasks=tasks: tasks_loop(big, requests, tasks, seconds)
+            f"{tag}: queue, {tasks} asyncio tasks", lambda n=tasks: tasks_loop(big, requests, n, seconds)
         )
-        results.ratio(f"{tasks} asyncio tasks", rate, 1.0, must, aim, "req/s")
+        results.ratio(f"{tag}: {tasks} asyncio tasks", rate, 1.0, must, aim, "req/s")
     big.close()
+    if compile:
+        eager_8 = results.add("8 processes, eager", lambda: processes("eager", 8, seconds), repeats=1)
+        graphs_8 = results.add("8 processes, graphs", lambda: processes("graphs", 8, seconds), repeats=1)
+        results.ratio("8 callers against the better of these", rate_of[8], max(eager_8, graphs_8), 8, 12)
 
-    eager_8 = results.add("8 processes, eager", lambda: processes("eager", 8, seconds), repeats=1)
-    graphs_8 = results.add("8 processes, graphs", lambda: processes("graphs", 8, seconds), repeats=1)
-    results.ratio("8 callers against 8 processes, the better of both", eight, max(eager_8, graphs_8), 8, 12)
-    del threads_1
 
-
-def _latency(results: Results, queue: Any, plan: Any, call: Any, requests: list[Any]) -> None:
+def _latency(results: Results, tag: str, queue: Any, plan: Any, call: Any, requests: list[Any]) -> None:
     """Added latency of an unloaded queue against its own plan called directly, interleaved."""
     direct, queued, eager = [], [], []
     for x in requests[:400]:
@@ -330,7 +337,7 @@ def _latency(results: Results, queue: Any, plan: Any, call: Any, requests: list[
     medians = [statistics.median(v[20:]) * 1e6 for v in (direct, queued, eager)]
     print(f"one caller: plan {medians[0]:.1f} us, queue {medians[1]:.1f} us, stock {medians[2]:.1f} us")
     added = medians[1] - medians[0]
-    results.rows["added latency against its plan"] = {
+    results.rows[f"{tag}: added latency against its plan"] = {
         "value": added, "must": 40, "aim": 20, "unit": "us", "met": added < 40,
         "plan_us": medians[0], "queue_us": medians[1], "stock_us": medians[2],
         "queue_p99_us": percentile(queued[20:], 0.99) * 1e6,
@@ -359,6 +366,7 @@ def mixed_section(results: Results, seconds: float) -> None:
         max_batch_size=64,
         example=requests[0],
         lengths=[32, 64, 96, 128, 192, 256],
+        express=4,
         batch_sizes=[1, 2, 4, 8, 16, 32, 64],
     ) as queue:
         print(f"capture took {time.perf_counter() - began:.1f} s")
@@ -384,19 +392,19 @@ def other_models(results: Results, seconds: float) -> None:
         ("convolutional", half(Convolutional()), images),
         ("decoder", half(Decoder()), tokens),
     ):
-        call = stock(model)
-        stock_8 = results.add(f"{name}: stock, 8 threads", lambda: closed_loop(call, requests, 8, seconds)[0])
-        with sw.BatchQueue(model, max_batch_size=64, example=requests[0], padding=None) as queue:
-            worst = max(
-                float((a - call(x)).abs().max())
-                for a, x in zip(queue.map(requests[:32]), requests[:32], strict=True)
-            )
-            print(f"largest difference from stock: {worst:.2e} (float16)")
-            rate = results.add(
-                f"{name}: queue, 8 callers", lambda: closed_loop(queue, requests, 8, seconds)[0]
-            )
-            results.ratio(f"{name}: 8 callers against stock threads", rate, stock_8, 1, 1)
-            results.add(f"{name}: queue, map", lambda: mapped(queue, requests, seconds))
+        _other_model(results, seconds, name, model, requests)
+
+
+def _other_model(results: Results, seconds: float, name: str, model: nn.Module, requests: list[Any]) -> None:
+    call = stock(model)
+    stock_8 = results.add(f"{name}: stock, 8 threads", lambda: closed_loop(call, requests, 8, seconds)[0])
+    with sw.BatchQueue(model, max_batch_size=64, example=requests[0], padding=None, express=16) as queue:
+        answers = list(queue.map(requests[:32]))
+        worst = max(float((a - call(x)).abs().max()) for a, x in zip(answers, requests[:32], strict=True))
+        print(f"largest difference from stock: {worst:.2e} (float16)")
+        rate = results.add(f"{name}: queue, 8 callers", lambda: closed_loop(queue, requests, 8, seconds)[0])
+        results.ratio(f"{name}: 8 callers against stock threads", rate, stock_8, 1, 1)
+        results.add(f"{name}: queue, map", lambda: mapped(queue, requests, seconds))
 
 
 def main() -> None:
@@ -406,26 +414,16 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sections", nargs="+", default=["encoder", "mixed", "models"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile before capture")
+    parser.add_argument("--sections", nargs="+", default=["encoder", "compiled", "mixed", "models"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
-    parser.add_argument(
-        "--max-wait", type=float, default=0.0, help="seconds, of the queue for blocking callers"
-    )
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--express", type=int, default=16, help="callers that may run a graph themselves")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device here; this benchmark needs one")
     results = Results(arguments.repeats)
-    if "encoder" in arguments.sections:
-        encoder_sections(
-            results,
-            arguments.seconds,
-            arguments.compile,
-            arguments.sizes,
-            arguments.max_wait,
-            arguments.workers,
-        )
+    for name, compile in (("encoder", False), ("compiled", True)):
+        if name in arguments.sections:
+            encoder_section(results, arguments.seconds, compile, arguments.sizes, arguments.express)
     if "mixed" in arguments.sections:
         mixed_section(results, arguments.seconds)
     if "models" in arguments.sections:

@@ -1,13 +1,14 @@
 """Steelworks: call one PyTorch model from many threads, safely and fast.
 
-See :class:`BatchQueue` (the queue), :func:`batch_inference` (its short form), :func:`plan` (a model made ready
-for one device) and :class:`StreamPool` (a stream for each thread).
+See :class:`BatchQueue` (the queue), :func:`batch_inference` (its short form), :func:`plan` (a model made
+ready for one device) and :class:`StreamPool` (a stream for each thread).
 """
 
 from __future__ import annotations
 
 from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference
 from steelworks.plans import Padding, Plan, plan
+from steelworks.streams import StreamPool, StreamPoolStatistics
 
 __version__ = "0.1.0.dev0"
 
@@ -17,6 +18,8 @@ __all__ = [
     "Plan",
     "QueueOptions",
     "QueueStatistics",
+    "StreamPool",
+    "StreamPoolStatistics",
     "batch_inference",
     "plan",
 ]

@@ -2,8 +2,8 @@
 
 The way through a worker costs two thread switches, and with them two hand-overs of the GIL. A captured graph
 needs neither the worker nor the thread's own settings, so a caller may launch it and wait for it on its own
-thread. A few runs exist (``QueueOptions.express``); each is used by one caller at a time (I1), and whoever holds
-them all knows that none is in use: that is how closing waits for them.
+thread. A few runs exist (``QueueOptions.express``); each is used by one caller at a time (I1), and whoever
+holds them all knows that none is in use: that is how closing waits for them.
 
 A run that succeeds or fails ends its request exactly once, by returning or raising (I2). What happened is
 written to a log, which the scheduler adds to its counters when somebody asks.

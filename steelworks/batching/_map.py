@@ -13,7 +13,6 @@ from steelworks.batching._scheduler import Scheduler
 from steelworks.errors import InvalidInputError, QueueClosedError, SteelworksError
 from steelworks.plans.inputs import Reading
 
-
 _PATIENCE = 0.002  # seconds to wait for a worker that is about to be idle before doing without it
 
 

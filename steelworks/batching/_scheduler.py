@@ -284,7 +284,7 @@ class Scheduler:
             sleeper.wake.release()
 
     def submit_many(self, requests: Sequence[Request]) -> None:
-        """Accept requests at once (of a ``map``, or of one turn of an event loop); over ``max_pending`` they park."""
+        """Accept requests of a ``map``, or of one turn of an event loop; over ``max_pending`` they park."""
         seam.before("Submit", self)
         sleepers = []
         with self.lock:

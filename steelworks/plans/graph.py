@@ -42,6 +42,8 @@ _DEFAULT_LENGTHS = (16, 32, 64, 128, 256, 512)
 _WARM_UP_RUNS = 3
 _TIMED_RUNS = 9
 _MAX_COMPILED_SHAPES = 256
+_FULL = 1.5  # a row bucket that takes this many times the smallest one's time fills the device
+_NEVER = 1 << 62
 
 
 class GraphPlan(Plan):
@@ -219,23 +221,39 @@ class _Slot:
         self.busy = False
         self._device = device
         self._raw = (self.stream.stream_id, self.stream.device_index, self.stream.device_type)
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def replay(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Launch ``graph`` on this slot's stream, and leave the thread's current stream as it was."""
+    def replay(self, graph: torch.cuda.CUDAGraph, behind: _Slot | None = None) -> None:
+        """Launch ``graph`` on this slot's stream, and leave the thread's current stream as it was.
+
+        Args:
+            graph: one of this slot's graphs.
+            behind: launch on that slot's stream instead, behind what runs there.
+        """
+        where = behind or self
         if _RAW_STREAMS:
             before = torch._C._cuda_getCurrentStream(self._raw[1])
-            _set_raw(self._raw)
+            _set_raw(where._raw)
             graph.replay()
             _set_raw(before)
         else:
             current = torch.cuda.current_stream(self._device)
-            torch.cuda.set_stream(self.stream)
+            torch.cuda.set_stream(where.stream)
             graph.replay()
             torch.cuda.set_stream(current)
+        if behind is not None:
+            self._done.record(behind.stream)
+
+    def wait(self, behind: bool) -> None:
+        """Wait for what :meth:`replay` launched, and for nothing launched later."""
+        if behind:
+            self._done.synchronize()
+        else:
+            self.stream.synchronize()
 
 
 class _GraphTicket(Ticket):
-    __slots__ = ("buffers", "layout", "length", "readings", "rows", "slot")
+    __slots__ = ("behind", "buffers", "layout", "length", "readings", "rows", "slot")
 
     def __init__(
         self,
@@ -245,7 +263,9 @@ class _GraphTicket(Ticket):
         rows: int,
         length: int,
         layout: OutputLayout | None,
+        behind: bool,
     ) -> None:
+        self.behind = behind
         self.slot = slot
         self.buffers = buffers
         self.readings = readings
@@ -276,15 +296,20 @@ class _GraphExpress(Express):
 
     def run(self, request: Any) -> Any:
         shape = self._shape
-        if shape is not None and type(request) is torch.Tensor:
-            if request.shape == shape and request.dtype is self._dtype and request.is_cpu:
-                try:
-                    self._input[...] = request.numpy()
-                except RuntimeError:  # it needs grad
-                    return MISS
-                self._slot.replay(self._graph)  # type: ignore[arg-type]
-                self._slot.stream.synchronize()
-                return torch.from_numpy(self._output.copy())
+        if (
+            shape is not None
+            and type(request) is torch.Tensor
+            and request.shape == shape
+            and request.dtype is self._dtype
+            and request.is_cpu
+        ):
+            try:
+                self._input[...] = request.numpy()
+            except RuntimeError:  # it needs grad
+                return MISS
+            self._slot.replay(self._graph)  # type: ignore[arg-type]
+            self._slot.stream.synchronize()
+            return torch.from_numpy(self._output.copy())
         reading = self._plan.reader.read(request)
         buffers = self._slot.buffers.get((id(reading.lane.group), reading.lane.length))
         if buffers is None or reading.rows >= len(buffers.size_for):
@@ -340,11 +365,14 @@ class _GraphRunner(Runner):
         ):
             stage(buffers.pinned, readings, group, length)
         graph = buffers.graphs[buffers.size_for[rows]]
-        slot.replay(graph.graph)
+        # Small graphs run side by side. One that fills the device runs behind the one before it: two at once
+        # would only get into each other's way.
+        behind = rows >= group.state.get(("full", length), _NEVER) and len(self.slots) > 1
+        slot.replay(graph.graph, self.slots[0] if behind else None)
         slot.busy = True
         ragged = bool(group.sequence) and any(reading.length != length for reading in readings)
         layout = group.state.get("layout") if ragged else None
-        return _GraphTicket(slot, buffers, readings, rows, length, layout)
+        return _GraphTicket(slot, buffers, readings, rows, length, layout, behind)
 
     def finish(self, ticket: Ticket) -> list[Any]:
         if isinstance(ticket, _DoneTicket):
@@ -353,7 +381,7 @@ class _GraphRunner(Runner):
         slot, buffers, rows = ticket.slot, ticket.buffers, ticket.rows
         unbatched = self._plan.options.unbatched
         try:
-            slot.stream.synchronize()
+            slot.wait(ticket.behind)
             if (
                 rows <= SMALL_ROWS
                 and buffers.output_array is not None
@@ -454,9 +482,7 @@ class _GraphRunner(Runner):
                 for leaf, target in zip(captured, buffers.outputs, strict=True):
                     if isinstance(leaf, torch.Tensor):
                         if leaf.dim() == 0 or leaf.shape[0] != size:
-                            raise ValueError(
-                                f"an output of shape {list(leaf.shape)} for {size} rows: dim 0 is not the batch"
-                            )
+                            raise _not_rows(leaf, size)
                         target[:size].copy_(leaf, non_blocking=True)
             finally:
                 graph.capture_end()
@@ -482,6 +508,10 @@ class _GraphRunner(Runner):
                     times.append(time.perf_counter() - started)
             seconds[size] = median(times)
         group.state[key] = BucketTable(seconds)
+        least = seconds[min(seconds)]
+        group.state[("full", length)] = min(
+            (s for s, t in seconds.items() if t > _FULL * least), default=_NEVER
+        )
 
 
 # Setting the current stream through torch.cuda costs several microseconds of Python, twice a launch.
@@ -499,11 +529,15 @@ def _own_rows(leaf: Any, array: Any, rows: int) -> Any:
     return leaf[:rows].clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
+def _not_rows(leaf: torch.Tensor, rows: int) -> ValueError:
+    return ValueError(f"an output of shape {list(leaf.shape)} for {rows} rows: dim 0 is not the batch")
+
+
 def _pinned_like(leaf: Any, rows: int) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     if leaf.dim() == 0 or leaf.shape[0] != rows:
-        raise ValueError(f"an output of shape {list(leaf.shape)} for {rows} rows: dim 0 is not the batch")
+        raise _not_rows(leaf, rows)
     return torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=True)
 
 

@@ -82,7 +82,10 @@ def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         return mask
     if args or kwargs.get("attention_mask") is not None or kwargs.get("use_vmap"):
         raise CannotPackError("the model makes a mask that depends on more than positions")
-    if kwargs.get("q_length") != call.total or kwargs.get("kv_length") != call.total:
+    # The first releases of transformers 5 give the positions of the queries, later ones their number.
+    positions = kwargs.get("cache_position")
+    queries = kwargs.get("q_length") if positions is None else positions.shape[0]
+    if queries != call.total or kwargs.get("kv_length") != call.total:
         raise CannotPackError("the model makes a mask for other than its own tokens")
     if kwargs.get("mask_function") is bidirectional_mask_function:
         return None
@@ -91,7 +94,11 @@ def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
 
 def _window(call: PackedCall, sdpa_mask: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
     """The mask of windowed attention inside one sequence, or None where the window covers it all."""
-    shape = {"batch_size": 1, "q_length": call.longest, "kv_length": call.longest}
+    shape: dict[str, Any] = {"batch_size": 1, "kv_length": call.longest}
+    if "q_length" in kwargs:
+        shape["q_length"] = call.longest
+    else:
+        shape["cache_position"] = kwargs["cache_position"][: call.longest]
     no_skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     mask: torch.Tensor | None = sdpa_mask(**{**kwargs, **shape, **no_skips})
     if mask is None or mask.dtype != torch.bool or mask.shape != (1, 1, call.longest, call.longest):
