@@ -13,7 +13,7 @@ import torch
 from steelworks import BatchQueue, QueueStatistics, seam
 from steelworks.devices import CPUDevice
 from steelworks.plans.inputs import Group, InputReader, Reading
-from steelworks.plans.plan import Plan, Runner, Ticket
+from steelworks.plans.plan import MISS, Express, Plan, Runner, Ticket
 
 LONG = 20.0  # seconds; a wait that takes this long has failed
 
@@ -257,8 +257,8 @@ class StubPlan(Plan):
     def runner(self, depth: int = 1) -> Runner:
         return _StubRunner(self)
 
-    def express(self, count: int) -> list[Runner]:
-        return [_StubRunner(self) for _ in range(count if self._express else 0)]
+    def express(self, count: int) -> list[Express]:
+        return [_StubExpress(self) for _ in range(count if self._express else 0)]
 
     def predict(self, group: Group, rows: int, length: int) -> float:
         return float(rows)
@@ -284,5 +284,19 @@ class _StubRunner(Runner):
         results: list[Any] = self._plan.finish(ticket.batch)
         return results
 
-    def ready(self, reading: Reading) -> bool:
-        return True
+
+class _StubExpress(Express):
+    def __init__(self, plan: StubPlan) -> None:
+        self._runner = _StubRunner(plan)
+        self._read = plan.reader.read
+        self.closed = False
+
+    def run(self, request: Any) -> Any:
+        assert not self.closed
+        reading = self._read(request)
+        if reading.rows > 1:
+            return MISS
+        return self._runner.finish(self._runner.launch([reading]))[0]
+
+    def close(self) -> None:
+        self.closed = True

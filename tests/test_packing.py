@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import gc
+import inspect
 import io
 import logging
 import random
@@ -522,6 +523,7 @@ def test_hidden_states_of_every_layer_are_padded_again(name: str) -> None:
     padded, packed, calls = padded_and_packed(model, **batch, output_hidden_states=True)
     handle.remove()
     assert len(calls) == 1 and len(packed.hidden_states) == len(padded.hidden_states) == 3
+    assert packed.hidden_states[-1] is packed.last_hidden_state
     for a, b in zip(padded.hidden_states, packed.hidden_states, strict=True):
         assert_same_tokens(a, b, batch["attention_mask"])
 
@@ -623,12 +625,46 @@ def test_a_linear_layer_replaced_after_install_is_used(bert: Any) -> None:
     assert_same_tokens(padded.last_hidden_state, packed.last_hidden_state, batch["attention_mask"])
 
 
-def test_a_layer_removed_after_install_is_not_run(bert: Any) -> None:
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_layer_removed_after_install_is_not_run(bert: Any, lean: bool) -> None:
+    if not lean:
+        without_lean(bert)
     bert.encoder.layer = bert.encoder.layer[:1]
     batch = ragged()
     padded, packed, _ = padded_and_packed(bert, **batch)
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(packed.last_hidden_state[real], padded.last_hidden_state[real])
+
+
+def test_attention_that_would_be_causal_without_a_mask_is_declined(caplog: pytest.LogCaptureFixture) -> None:
+    model = make("Bert")
+    for layer in model.encoder.layer:
+        del layer.attention.self.is_causal
+    with caplog.at_level(logging.INFO, "steelworks.plans.packing"):
+        assert packing.install(model) is None
+    assert "attention is causal" in caplog.text
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_layer_added_after_install_is_run(bert: Any, lean: bool) -> None:
+    if not lean:
+        without_lean(bert)
+    bert.encoder.layer.append(make("Bert", initializer_range=0.1).encoder.layer[0])
+    batch = ragged()
+    padded, packed, _ = padded_and_packed(bert, **batch)
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(packed.last_hidden_state[real], padded.last_hidden_state[real])
+
+
+def test_a_call_during_which_packing_is_removed_is_answered_right() -> None:
+    model = make("Bert")
+    handle = packing.install(model)
+    assert handle is not None
+    model.encoder.layer[1].register_forward_pre_hook(lambda module, args: handle.remove())
+    batch = ragged()
+    with torch.inference_mode(), recorded() as calls:
+        packed = model(**batch).last_hidden_state
+        assert calls == [] and bits(packed) == bits(model(**batch).last_hidden_state)
 
 
 def test_a_hook_set_after_install_runs(bert: Any) -> None:
@@ -790,16 +826,37 @@ def test_both_encoders_of_a_module_are_packed() -> None:
     handle.remove()
 
 
-def test_a_forward_replaced_after_install_is_not_overwritten_by_remove(bert: Any) -> None:
-    handle = packing.install(bert)
+def test_a_forward_replaced_after_install_is_not_overwritten_by_remove() -> None:
+    model = make("Bert")
+    handle = packing.install(model)
     assert handle is not None
-    inner = bert.forward
-    bert.forward = lambda *args, **kwargs: inner(*args, **kwargs)
-    wrapper = bert.forward
+    inner = model.forward
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    model.forward = wrapper
     handle.remove()
-    handles_left = bert.__dict__["forward"]
-    assert handles_left is wrapper
-    bert.forward = inner
+    assert model.__dict__["forward"] is wrapper
+    assert padded_and_packed(model, **ragged())[2] == []
+
+
+def test_a_forward_set_before_install_is_used_and_restored() -> None:
+    model = make("Bert")
+    inner, calls = model.forward, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return inner(*args, **kwargs)
+
+    counted.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    model.forward = counted
+    handle = packing.install(model)
+    assert handle is not None
+    calls.clear()
+    padded_and_packed(model, **ragged())
+    handle.remove()
+    assert len(calls) == 2 and model.__dict__["forward"] is counted
 
 
 def test_a_module_dropped_without_remove_is_freed() -> None:

@@ -290,20 +290,25 @@ def test_callers_of_a_model_that_always_kills_its_worker_do_not_hang_and_later_c
 def test_closing_waits_for_the_requests_of_a_worker_that_is_dying(start: Any) -> None:
     model = Held(kill_once())
     queue = start(model)
+    done_at_close: list[bool] = []
+    closed = threading.Event()
     with watched() as steps:
         dying = steps.stop("before", "Retry")
-        closing = steps.stop("after", "Close")
         future = queue.submit(row(POISON))
         model.open()
         dying.wait()
-        closed = in_thread(queue.close)
-        closing.wait()
-        closing.release()
-        # The dead worker is the only one there is: close() must not take that for the end.
-        eventually(lambda: True, "")
+
+        def close() -> None:
+            queue.close()
+            done_at_close.append(future.done())
+            closed.set()
+
+        closing = in_thread(close)
+        # The dead worker was the only one: close() must not take that for the end.
+        assert not closed.wait(0.1)
         dying.release()
-        assert closed()
-        assert future.done()
+        closing()
+    assert done_at_close == [True]
     assert values(future.result(0)) == [2 * POISON]
 
 
@@ -568,29 +573,30 @@ def test_a_closing_queue_gives_a_hung_batch_up_too(start: Any) -> None:
     assert values(behind.result(0)) == [4]
 
 
-def test_a_batch_launched_while_its_worker_is_given_up_still_ends(start: Any) -> None:
-    hold = threading.Event()
+def test_a_batch_taken_while_its_worker_is_given_up_still_ends(start: Any) -> None:
+    launching, launch, finish = threading.Event(), threading.Event(), threading.Event()
 
-    def finish(batch: list[float]) -> list[Any]:
-        if 0.0 in batch:
-            assert hold.wait(LONG)
+    def on_launch(batch: list[float]) -> None:
+        if batch == [0]:
+            launching.set()
+            assert launch.wait(LONG)
+
+    def on_finish(batch: list[float]) -> list[Any]:
+        assert finish.wait(LONG)
         return [row(2 * v) for v in batch]
 
-    queue = start(StubPlan(finish=finish, max_batch_size=1), depth=2, batch_timeout=0.05)
+    queue = start(StubPlan(on_launch, on_finish, max_batch_size=1), depth=2, batch_timeout=0.05)
     with watched() as steps:
-        taken = steps.stop("after", "Take", lambda seen: bool(seen["batch"]) and len(queue_launched) == 1)
-        queue_launched = queue.plan.launched
         first = queue.submit(row(0))
-        eventually(lambda: len(queue_launched) == 1, "the first batch is launched")
+        assert launching.wait(LONG)
+        taken = steps.stop("after", "Take", lambda seen: bool(seen["batch"]))
         second = queue.submit(row(1))
-        # The worker either waits for its first batch already, or holds the second one in its hands.
-        with contextlib.suppress(AssertionError):
-            assert taken._reached.wait(0.3)
+        launch.set()
+        taken.wait()  # the second batch is in the hands of a worker that is given up now
         assert isinstance(first.exception(LONG), WorkerHungError)
         taken.release()
-        steps.release_all()
-        hold.set()
-    assert values(second.result(LONG)) == [2]
+        finish.set()
+        assert values(second.result(LONG)) == [2]
 
 
 class OwnerDevice(CPUDevice):
@@ -995,16 +1001,20 @@ def test_an_interrupt_reaches_a_caller_that_waits_and_the_queue_goes_on(start: A
     model.wait_for_call()
     main = threading.main_thread()
     assert threading.current_thread() is main
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 
     def interrupt() -> None:
         wait_for_pending(queue, 1)
         eventually(lambda: sys._current_frames()[main.ident].f_code.co_name == "__call__", "the caller waits")
         signal.pthread_kill(main.ident, signal.SIGINT)
 
-    interrupting = in_thread(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        queue(row(1))
-    interrupting()
+    try:
+        interrupting = in_thread(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            queue(row(1))
+        interrupting()
+    finally:
+        signal.signal(signal.SIGINT, before)
     model.open()
     assert values(other.result(LONG)) == [0]
     assert values(queue(row(2))) == [4]
@@ -1204,7 +1214,10 @@ def test_in_a_forked_child_closing_and_a_new_queue_work(start: Any) -> None:
 
 def run_script(script: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     prelude = """
-        import threading, torch, sys, os
+        import atexit, threading, torch, sys, os
+        done = []
+        # Registered before the queue's own, so it runs after it.
+        atexit.register(lambda: print(len(done), "done") if done else None)
         import steelworks as sw
         from steelworks.batching import _lifecycle
         torch.set_num_threads(1)
@@ -1228,20 +1241,14 @@ def test_at_interpreter_exit_pending_work_is_finished_and_the_exit_is_clean() ->
     done = run_script(
         """
         queue = sw.BatchQueue(lambda x: x * 2, num_workers=2, max_batch_size=4)
-        done = []
         for v in range(500):
-            queue.submit(torch.full((1, 1), float(v)), deadline=60).add_done_callback(done.append)
-        import atexit
-        # Registered later, so it runs before the queue's own; this looks at what is left at the very end.
-        class AtEnd:
-            def __del__(self):
-                print(len(done), sum(f.exception() is None for f in done))
-        keep = AtEnd()
-        atexit._steelworks_test = keep
+            queue.submit(torch.full((1, 1), float(v)), deadline=60).add_done_callback(
+                lambda future: done.append(future.result())
+            )
         """
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["500", "500"]
+    assert done.stdout == "500 done\n"
 
 
 def test_at_interpreter_exit_a_hung_model_holds_the_process_for_a_bounded_time_only() -> None:

@@ -140,7 +140,7 @@ class FutureSink(Sink):
                 interrupt = error
             except BaseException:  # of a callback; a worker must not end by it, nor a future be left out
                 logger.exception("a done-callback of a future raised")
-            request.result = None  # the future has it
+            request.result = request.error = None  # the future has it
         if interrupt is not None:
             raise interrupt
 

@@ -113,7 +113,8 @@ class Scheduler:
         self._running = 0
         self._running_rows = 0
         self._busy: set[object] = set()  # workers that run a batch
-        self._delivering = 0  # deliveries under way: requests that ended, but whose askers don't know yet
+        # Deliveries under way, of requests that ended but whose askers don't know yet: the threads at it.
+        self._delivering: list[int] = []
         self._quiet = threading.Condition(self.lock)  # nothing waits, runs or is being delivered
         self._deadlines: list[tuple[float, int, Request]] = []
         self._deadlines_allowed = _FEW  # entries; then those of ended requests are thrown out
@@ -231,14 +232,24 @@ class Scheduler:
                     borrower = _Borrower()
                     self._borrowers.append(borrower)
         if borrower is not None:
-            borrower.gate.acquire(timeout=patience)
-            with self.lock:
-                sleeper = borrower.sleeper
-                if sleeper is None:
-                    self._borrowers.remove(borrower)
+            try:
+                borrower.gate.acquire(timeout=patience)
+            except BaseException:  # KeyboardInterrupt: what was lent must not be lost
+                sleeper = self._borrowed(borrower)
+                if sleeper is not None:
+                    self.give_back(sleeper, bool(sleeper.loaded), foreign=sleeper.loaded)
+                raise
+            sleeper = self._borrowed(borrower)
         if watched:
             seam.after("Lend", self, sleeper=sleeper)
         return sleeper
+
+    def _borrowed(self, borrower: _Borrower) -> Sleeper | None:
+        """What the borrower was lent, if anything; it waits no longer."""
+        with self.lock:
+            if borrower.sleeper is None:
+                self._borrowers.remove(borrower)
+            return borrower.sleeper
 
     def _sleep(self, sleeper: Sleeper) -> None:
         """A worker found nothing: it is idle, or lent at once to a caller that waits for it."""
@@ -314,7 +325,7 @@ class Scheduler:
             done = request.state in (PENDING, PARKED)
             if done:
                 self._end_one(request, CANCELLED, error)
-                self._delivering += 1
+                self._delivering.append(threading.get_ident())
         seam.after("End", self, request=request, outcome=request.outcome)
         if done:
             self._deliver([request])
@@ -360,7 +371,7 @@ class Scheduler:
         try:
             self.unload()
             with self.lock:
-                quiet = self._quiet.wait_for(lambda: not self._alive() and not self._delivering, timeout)
+                quiet = self._quiet.wait_for(self._all_told, timeout)
             if not quiet or self.express is None:
                 return quiet
             return self.express.settle(None if end is None else max(0.0, end - time.monotonic()))
@@ -397,7 +408,7 @@ class Scheduler:
                 elif gather:
                     self._idle.append(sleeper)
                 if skipped:
-                    self._delivering += 1
+                    self._delivering.append(threading.get_ident())
             if other is not None:
                 other.wake.release()
             if skipped:
@@ -481,7 +492,7 @@ class Scheduler:
                 # The room is for the new request, not for a parked one.
                 self._end_one(dropped, DROPPED, error, admit=False)
                 if not ended:
-                    self._delivering += 1
+                    self._delivering.append(threading.get_ident())
                 ended.append(dropped)
             else:
                 parked = True
@@ -514,7 +525,7 @@ class Scheduler:
                 self._end_one(request, CANCELLED, None)
                 ended.append(request)
         if ended:
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         self._next_sweep = seen + max(_FEW, self._alive_waiting() // 4)
 
     def _watch_deadline(self, request: Request) -> None:
@@ -591,7 +602,7 @@ class Scheduler:
             waits.sort()
             self._wait.observe_sorted(waits)
             self._total.observe_sorted(waits, now - started)
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         if watched:
             seam.after("End", self, requests=ended, outcome=COMPLETED)
         self._deliver(ended)
@@ -608,7 +619,7 @@ class Scheduler:
                     self._end_one(request, outcome, error)
                     request.reading = None  # the worker is through with it
                     ended.append(request)
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         seam.after("End", self, requests=ended, outcome=outcome)
         self._deliver(ended)
 
@@ -665,7 +676,7 @@ class Scheduler:
                     self._end_one(request, EXPIRED, _expired(request))
                     ended.append(request)
             upcoming = heap[0][0] if heap else None
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         seam.after("End", self, requests=ended, outcome=EXPIRED)
         self._deliver(ended)
         return upcoming
@@ -684,7 +695,7 @@ class Scheduler:
                     ended.append(request)
             sleepers = list(self._idle)
             self._idle.clear()
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         for sleeper in sleepers:
             sleeper.wake.release()
         self.clock_wanted.set()
@@ -708,7 +719,7 @@ class Scheduler:
                 self._end_one(request, FAILED, self.closed_error())
             sleepers = list(self._idle)
             self._idle.clear()
-            self._delivering += 1
+            self._delivering.append(threading.get_ident())
         for sleeper in sleepers:
             sleeper.wake.release()
         seam.after("Close", self, failed=len(waiting))
@@ -787,7 +798,7 @@ class Scheduler:
         request.error = error
         request.state = ENDED  # the last: ``map`` looks at it without the lock
         self._ended[outcome] += 1
-        if not self._alive() and not self._delivering:
+        if self._draining and not self._alive():
             self._quiet.notify_all()
 
     def _alive_waiting(self) -> int:
@@ -796,16 +807,21 @@ class Scheduler:
     def _alive(self) -> int:
         return self._pending.count + self._parked_live + self._running
 
+    def _all_told(self) -> bool:
+        """Whether every request has ended and was delivered, but for what this thread itself delivers."""
+        me = threading.get_ident()
+        return not self._alive() and all(other == me for other in self._delivering)
+
     # ---------------------------------------------------------------- outside the lock
 
     def _deliver(self, ended: Sequence[Request]) -> None:
-        """Deliver what just ended; under the lock, ``_delivering`` was raised by one for it."""
+        """Deliver what just ended; under the lock, this thread was put on ``_delivering`` for it."""
         try:
             deliver(ended)
         finally:
             with self.lock:
-                self._delivering -= 1
-                if not self._delivering and not self._alive():
+                self._delivering.remove(threading.get_ident())
+                if self._draining:
                     self._quiet.notify_all()
 
 

@@ -83,6 +83,7 @@ class Worker:
                 if requests is None:
                     break
                 self._launch(runner, requests)
+                del requests  # an idle worker keeps no results alive
             if not in_flight:
                 return
             self._finish(runner)
@@ -126,8 +127,8 @@ class Worker:
             self._collect(runner, later)
             if later.error is not None:
                 broken.append(later)
-        for batch in broken:
-            self._halve(runner, batch)
+        while broken:
+            self._halve(runner, broken.pop(0))
 
     def _collect(self, runner: Runner, batch: _Batch) -> None:
         """Wait for a launched batch and hand out its results, or note its error."""
@@ -169,6 +170,8 @@ class Worker:
                 stack.append((requests[half:], None))
                 stack.append((requests[:half], None))
         self._ended(batch)
+        # Whoever keeps an exception keeps this frame, and must not keep the other requests with it.
+        batch.requests, batch.error, requests, results, raised = [], None, [], [], None
 
     def requests(self) -> list[Request]:
         """The requests this worker has in hand."""
@@ -383,13 +386,13 @@ class Supervisor:
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread and wait for it."""
+    def stop(self, timeout: float | None) -> None:
+        """End the thread and wait for it, at most ``timeout`` seconds (a callback may hold it up)."""
         with self._lock:
             self._stop = True
         self._nudge.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         timeout = self._scheduler.options.batch_timeout

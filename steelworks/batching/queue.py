@@ -466,18 +466,17 @@ class _Life:
         joined = self._crew.join(timeout)
         if not joined:
             scheduler.close(cancel_pending=True)
-            left = max(0.0, end - time.monotonic()) if end is not None else 0.0
-            joined = self._crew.join(left)
+            joined = self._crew.join(_left(end))
             if not joined:
                 self._crew.give_up(QueueClosedError("the queue was closed while the request was running"))
         if threading.get_ident() in self._crew.idents:
             return joined  # a worker, by a callback: it still runs, and ends what is left when it returns
         if joined:  # no worker is left, but callers may run requests on their own threads
-            joined = scheduler.drain(None if end is None else max(0.0, end - time.monotonic()))
-        self._supervisor.stop()
+            joined = scheduler.drain(_left(end))
+        self._supervisor.stop(_left(end))
         scheduler.finish_closing()
         if joined and scheduler.express is not None:
-            joined = scheduler.express.settle(0.0, keep=True)
+            joined = scheduler.express.settle(_left(end), keep=True)
         if joined and self._owned:
             for plan in self._plans:
                 plan.close()
@@ -501,6 +500,10 @@ class _Life:
 
     def at_exit(self, seconds: float) -> None:
         self.close(cancel_pending=False, timeout=seconds)
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def _own_worker(call: str) -> RuntimeError:

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from steelworks.devices.base import Device, Stream
+from steelworks.plans._packed import Twin, find_twin
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout
 from steelworks.plans.cost import FittedCost
 from steelworks.plans.inputs import Group, InputReader, Padding, Reading
@@ -73,6 +74,7 @@ class EagerPlan(Plan):
         self.options = options
         self._example = example
         self._learning = threading.Lock()
+        self._twins: list[Twin] = []
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner; they share the model and nothing else."""
@@ -108,13 +110,17 @@ class EagerPlan(Plan):
             runner.close()
 
     def call(self, tensors: Sequence[torch.Tensor], group: Group) -> Any:
-        """Call the model on merged CPU or device tensors; the output is on the CPU."""
+        """Call the model (or its packed twin) on merged CPU or device tensors; the output is on the CPU."""
+        twin: Twin | None = group.state.get("twin")
+        return self._call(self.model if twin is None else twin.module, tensors, group)
+
+    def _call(self, model: Any, tensors: Sequence[torch.Tensor], group: Group) -> Any:
         home = self.device.torch_device.type
         if home != "cpu":
             tensors = [t if t.device.type == home else self.device.copy_in(t) for t in tensors]
         args, kwargs = group.rebuild(tensors)
         with torch.no_grad():
-            output = self.model(*args, **kwargs)
+            output = model(*args, **kwargs)
         if home != "cpu":
             output = pytree.tree_map_only(torch.Tensor, self.device.copy_out, output)
         return output
@@ -133,8 +139,33 @@ class EagerPlan(Plan):
                         tried = group.state["probes"] = group.state.get("probes", 0) + 1
                         if tried < _MAX_PROBES:
                             return layout
+                    if layout.padding:
+                        self._find_twin(reading)
                     group.state["layout"] = layout
         return layout
+
+    def _find_twin(self, reading: Reading) -> None:
+        """Run the group packed from now on, if that is right and wins."""
+        options = self.options
+        if options.packing is False or options.deterministic or options.padding is None:
+            return
+        if self.device.torch_device.type == "cuda":
+            return
+        force = options.packing is True
+        twin = find_twin(self.model, reading, options.padding.mask, self._call, force)
+        if twin is not None:
+            self._twins.append(twin)
+            reading.lane.group.state["twin"] = twin
+
+    def packs(self, group: Group) -> bool:
+        """Whether the group runs packed."""
+        return "twin" in group.state
+
+    def close(self) -> None:
+        """Free what the plan holds."""
+        super().close()
+        for twin in self._twins:
+            twin.remove()
 
     def row_size(self, readings: Sequence[Reading], length: int) -> int:
         """Deterministic mode: the number of rows to pad this batch to; 0 if it is to be split up."""

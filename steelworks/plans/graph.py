@@ -42,7 +42,10 @@ _DEFAULT_LENGTHS = (16, 32, 64, 128, 256, 512)
 _WARM_UP_RUNS = 3
 _TIMED_RUNS = 9
 _MAX_COMPILED_SHAPES = 256
-_FULL = 1.5  # a row bucket that takes this many times the smallest one's time fills the device
+# A row bucket fills the device if it takes this many times the smallest one's time, at this share of the
+# best rate.
+_FULL_TIME = 1.5
+_FULL_RATE = 0.9
 _NEVER = 1 << 62
 
 
@@ -508,10 +511,9 @@ class _GraphRunner(Runner):
                     times.append(time.perf_counter() - started)
             seconds[size] = median(times)
         group.state[key] = BucketTable(seconds)
-        least = seconds[min(seconds)]
-        group.state[("full", length)] = min(
-            (s for s, t in seconds.items() if t > _FULL * least), default=_NEVER
-        )
+        least, rate = seconds[min(seconds)], max(size / t for size, t in seconds.items())
+        filling = [s for s, t in seconds.items() if t > _FULL_TIME * least and s / t > _FULL_RATE * rate]
+        group.state[("full", length)] = min(filling, default=_NEVER)
 
 
 # Setting the current stream through torch.cuda costs several microseconds of Python, twice a launch.

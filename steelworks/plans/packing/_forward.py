@@ -73,6 +73,13 @@ class PackedForward:
         functools.update_wrapper(self, original)
         self.original = original
         self._names = parameter_names(original)
+        # A layer added later may bring a config of its own, and its attention would not see the packing.
+        self._stacks = [
+            (parent._modules, name, child, tuple(child))
+            for parent in encoder.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.ModuleList)
+        ]
 
     def attach(self) -> None:
         """Put this in front of the encoder's forward."""
@@ -111,14 +118,9 @@ class PackedForward:
             self._give_up(f"{type(failure).__name__}: {failure}")
         return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copied module gets its class's forward, bound to the copy, and not one bound to the original."""
-        copy = memo.get(id(self.encoder))
-        return self if copy is None else types.MethodType(type(self.encoder).forward, copy)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled module gets its class's forward when it is loaded."""
-        return _restored_forward, (self.encoder,)
+        """A copied or loaded module gets its class's forward, bound to itself: no handle could undo more."""
+        return _plain_forward, (self.encoder,)
 
     def packed(self, arguments: Mapping[str, Any], layout: Layout | Dense) -> Any:
         """Run the encoder packed.
@@ -188,6 +190,10 @@ class PackedForward:
             and not torch._C._get_tracing_state()
             and encoder.config._attn_implementation == NAME
             and not getattr(encoder.config, "output_attentions", False)
+            and all(
+                modules.get(name) is stack and tuple(stack._modules.values()) == layers
+                for modules, name, stack, layers in self._stacks
+            )
         )
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -302,7 +308,7 @@ def parameter_names(forward: Callable[..., Any]) -> list[str]:
     return [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-def _restored_forward(encoder: nn.Module) -> Callable[..., Any]:
-    """The plain forward of an encoder that was pickled while packed; its config may name our attention."""
+def _plain_forward(encoder: nn.Module) -> Callable[..., Any]:
+    """The forward of an encoder that was copied or pickled while packed; its config names our attention."""
     register()
     return types.MethodType(type(encoder).forward, encoder)

@@ -82,7 +82,6 @@ class LeanLayers:
     ) -> None:
         self._encoder = encoder
         self._layers = layers
-        self._stack = encoder.encoder.layer
         # Kept apart from the modules themselves: parent's dict, name in it, and what was there.
         self._watched = [(parent, name, module, type(module)) for parent, name, module in watched]
 
@@ -90,15 +89,17 @@ class LeanLayers:
     def of(cls, encoder: Any) -> LeanLayers | None:
         """The lean form of ``encoder``'s layers; None if a class in them is not known."""
         stack = getattr(getattr(encoder, "encoder", None), "layer", None)
-        if not isinstance(stack, nn.ModuleList) or type(encoder).__module__ not in _FAMILY:
+        module = type(encoder).__module__
+        if not isinstance(stack, nn.ModuleList) or module not in _FAMILY:
             return None
-        prefix = _FAMILY[type(encoder).__module__]
-        if type(encoder).__name__ != f"{prefix}Model" or type(encoder.encoder).__name__ != f"{prefix}Encoder":
+        prefix = _FAMILY[module]
+        if not _is_known(encoder, "Model", module, prefix) or "forward" in encoder.__dict__:
+            return None
+        if not _is_known(encoder.encoder, "Encoder", module, prefix):
             return None
         layers = []
         watched: list[tuple[dict[str, Any], str, nn.Module]] = [
             (encoder._modules, "encoder", encoder.encoder),
-            (encoder.encoder._modules, "layer", stack),
         ]
         for index, layer in enumerate(stack):
             blocks: dict[str, Any] = {}
@@ -107,7 +108,7 @@ class LeanLayers:
                     block = layer.get_submodule(path)
                 except AttributeError:
                     return None
-                if not _is_known(block, kind, type(encoder).__module__, prefix):
+                if not _is_known(block, kind, module, prefix):
                     return None
                 parent, _, name = path.rpartition(".")
                 above = layer.get_submodule(parent) if path else stack
@@ -119,8 +120,6 @@ class LeanLayers:
     def intact(self) -> bool:
         """Whether the modules are still those that were read, in evaluation mode and without hooks."""
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("mps"):
-            return False
-        if len(self._stack) != len(self._layers):
             return False
         for parent, name, module, kind in self._watched:
             state = module.__dict__
