@@ -17,6 +17,7 @@ _WHERE = {
     "ray_serve": "ray_serve:RayServe",
     "oracle": "oracle:Oracle",
     "steelworks": "steelworks_queue:Steelworks",
+    "steelworks_max_wait": "steelworks_queue:SteelworksMaxWait",
     "steelworks_deterministic": "steelworks_queue:SteelworksDeterministic",
     "steelworks_asyncio": "steelworks_queue:SteelworksAsyncio",
 }
