@@ -6,7 +6,20 @@ ready for one device) and :class:`StreamPool` (a stream for each thread).
 
 from __future__ import annotations
 
-from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference
+from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference, metrics
+from steelworks.errors import (
+    DeadlineExceededError,
+    DeviceRuleError,
+    ForkedProcessError,
+    InvalidInputError,
+    ModelOutputError,
+    QueueClosedError,
+    QueueFullError,
+    SteelworksError,
+    StreamPoolExhaustedError,
+    WorkerDiedError,
+    WorkerHungError,
+)
 from steelworks.plans import Padding, Plan, plan
 from steelworks.streams import StreamPool, StreamPoolStatistics
 
@@ -14,12 +27,24 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BatchQueue",
+    "DeadlineExceededError",
+    "DeviceRuleError",
+    "ForkedProcessError",
+    "InvalidInputError",
+    "ModelOutputError",
     "Padding",
     "Plan",
+    "QueueClosedError",
+    "QueueFullError",
     "QueueOptions",
     "QueueStatistics",
+    "SteelworksError",
     "StreamPool",
+    "StreamPoolExhaustedError",
     "StreamPoolStatistics",
+    "WorkerDiedError",
+    "WorkerHungError",
     "batch_inference",
+    "metrics",
     "plan",
 ]

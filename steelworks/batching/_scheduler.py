@@ -175,7 +175,7 @@ class Scheduler:
                 else:
                     self._pending.add(request)
                     if self._ages is not None:
-                        self._ages.append(request)
+                        self._note_ages((request,))
                     if self._idle:
                         wake = self._sleeper_to_wake()
         finally:
@@ -298,14 +298,17 @@ class Scheduler:
         """Accept requests of a ``map``, or of one turn of an event loop; over ``max_pending`` they park."""
         seam.before("Submit", self)
         sleepers = []
+        ended: list[Request] = []
         with self.lock:
             if self.state is not OPEN:
                 raise self.closed_error()
+            if self._pending.count + len(requests) > self._max_pending:
+                self._sweep(ended)
             self._accepted += len(requests)
             room = max(0, self._max_pending - self._pending.count)
             self._pending.add_many(requests[:room])
             if self._ages is not None:
-                self._ages.extend(requests[:room])
+                self._note_ages(requests[:room])
             for request in requests[room:]:
                 request.state = PARKED
                 self._parked.append(request)
@@ -316,7 +319,9 @@ class Scheduler:
                     sleepers.append(sleeper)
         for sleeper in sleepers:
             sleeper.wake.release()
-        seam.after("Submit", self, requests=len(requests), woke=len(sleepers))
+        seam.after("Submit", self, requests=len(requests), ended=ended, woke=len(sleepers))
+        if ended:
+            self._deliver(ended)
 
     def cancel(self, request: Request, error: BaseException | None = None) -> bool:
         """End a request that has not started, as cancelled; False if it runs or has ended."""
@@ -465,7 +470,7 @@ class Scheduler:
                 request.state = PENDING
                 self._pending.add(request)
                 if self._ages is not None:
-                    self._ages.append(request)
+                    self._note_ages((request,))
                 if request.admitted is not None:
                     request.admitted.set()
 
@@ -498,12 +503,18 @@ class Scheduler:
                 parked = True
         return parked
 
+    def _note_ages(self, requests: Sequence[Request]) -> None:
+        """Remember in which order requests came, for ``drop_oldest``."""
+        ages = self._ages
+        assert ages is not None
+        ages.extend(requests)
+        if len(ages) > 2 * self._pending.count + _FEW:
+            self._ages = deque(request for request in ages if request.state == PENDING)
+
     def _oldest(self) -> Request:
         """The request that waited longest, whatever its priority; there must be one."""
         ages = self._ages
         assert ages is not None
-        if len(ages) > 2 * self._pending.count + _FEW:
-            ages = self._ages = deque(request for request in ages if request.state == PENDING)
         while ages and ages[0].state != PENDING:
             ages.popleft()
         oldest = ages[0] if ages else self._pending.oldest()
@@ -627,22 +638,24 @@ class Scheduler:
         """Running requests of a dead worker wait again, each to run alone."""
         seam.before("Retry", self)
         wake: Sleeper | None = None
+        again = []
         with self.lock:
             for request in requests:
                 if request.state == RUNNING:
+                    again.append(request)
                     self._running -= 1
                     self._running_rows -= request.rows
                     request.state = PENDING
                     request.solo = True
                     request.attempts += 1
                     self._pending.add(request)
-                    if self._ages is not None:
-                        self._ages.appendleft(request)
+            if self._ages is not None:
+                self._ages.extendleft(reversed(again))
             if self._pending.count:
                 wake = self._sleeper_to_wake()
         if wake is not None:
             wake.wake.release()
-        seam.after("Retry", self, requests=list(requests))
+        seam.after("Retry", self, requests=again)
 
     def alone(self) -> bool:
         """Whether the calling worker has the only running batch and nothing waits."""

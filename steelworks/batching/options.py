@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +54,10 @@ class QueueOptions:
         _at_least("express", self.express, 0)
         if self.overflow not in ("block", "reject", "drop_oldest"):
             raise ValueError(f"overflow is {self.overflow!r}; it must be 'block', 'reject' or 'drop_oldest'")
-        if not self.max_wait >= 0.0:
-            raise ValueError(f"max_wait is {self.max_wait}; it is in seconds and must be 0 or more")
+        if not 0.0 <= self.max_wait <= threading.TIMEOUT_MAX:
+            raise ValueError(
+                f"max_wait is {self.max_wait}; it is in seconds and must be finite and 0 or more"
+            )
         if not self.aging > 0.0:
             raise ValueError(f"aging is {self.aging}; it is in seconds and must be more than 0")
         if self.batch_timeout is not None and not self.batch_timeout > 0.0:

@@ -270,7 +270,11 @@ class BatchQueue:
             entry.context = self._tracer.capture()
         if deadline is not None:
             entry.deadline = now + _seconds(deadline)
-        parked = self._scheduler.submit(entry, clocked=True, waits=True)
+        try:
+            parked = self._scheduler.submit(entry, clocked=True, waits=True)
+        except BaseException:
+            future.request = None  # else the two keep each other alive, and the tensors with them
+            raise
         if deadline is not None:
             self._supervisor.ensure_started()
         # A worker's own thread (a callback) must not wait for room: it is the one that makes it.
