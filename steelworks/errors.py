@@ -47,8 +47,8 @@ class ForkedProcessError(SteelworksError, RuntimeError):
     """An object with threads or device state was used in a forked child."""
 
 
-class CaptureError(SteelworksError, RuntimeError):
-    """A model could not be captured into a CUDA graph, and falling back was forbidden."""
+class StreamPoolClosedError(SteelworksError, RuntimeError):
+    """The pool is closed, or was closed while the thread waited for a stream."""
 
 
 class DeviceRuleError(SteelworksError, RuntimeError):

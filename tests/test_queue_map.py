@@ -312,7 +312,9 @@ def test_leaving_a_map_early_cancels_what_has_not_started(start: Any) -> None:
     assert queue.statistics().pending == 0
     model.open()
     assert queue.drain(LONG)
-    assert queue.statistics().cancelled == 96
+    statistics = queue.statistics()
+    assert statistics.completed == 4
+    assert statistics.cancelled == statistics.accepted - 4
     assert len(model.batches) == 2
 
 
@@ -345,7 +347,7 @@ def test_a_map_may_be_collected_in_a_thread_that_holds_the_queue_s_lock(start: A
     model.open()
     assert queue.drain(LONG)
     assert len(model.batches) == 2, "what waited was cancelled all the same"
-    assert queue.statistics().cancelled == 48
+    assert queue.statistics().cancelled == queue.statistics().accepted - 2
 
 
 def test_an_error_in_the_loop_over_a_map_cancels_the_rest(start: Any) -> None:
@@ -367,31 +369,22 @@ def test_an_error_in_the_loop_over_a_map_cancels_the_rest(start: Any) -> None:
 
 
 def test_abandoned_maps_hold_no_memory_while_the_model_hangs(start: Any) -> None:
-    model = Held()
-    queue = start(model, max_pending=10)
-    queue.submit(row(0))
-    model.wait_for_call()
-    for _ in range(100):
-        results = queue.map(Source(range(1000)), window=64)
-        in_thread(lambda results=results: self_closing(results))()
-    assert requests_alive() < 1000, "6,400 were sent"
-
-
-def self_closing(results: Any) -> None:
-    """Start a map whose model hangs, and leave it: the source raises what the consumer would."""
-    closer = threading.Timer(0.0, lambda: None)
-    closer.start()
-
     class Leave(BaseException):
         pass
 
     def source() -> Iterator[torch.Tensor]:
-        yield from (row(v) for v in range(32))
+        yield from (row(v) for v in range(64))
         raise Leave
 
-    del results
-    closer.join()
-    assert source
+    model = Held()
+    queue = start(model, max_pending=10)
+    queue.submit(row(0))
+    model.wait_for_call()
+    for _ in range(50):
+        with pytest.raises(Leave):
+            next(queue.map(source(), window=100))
+    assert queue.statistics().accepted == 1 + 50 * 64
+    assert requests_alive() < 300
 
 
 # ---------------------------------------------------------------- memory

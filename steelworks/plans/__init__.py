@@ -149,6 +149,7 @@ def _make_plan(model: Any, example: Any, device: Device, options: PlanOptions) -
         deterministic=options.deterministic,
         unbatched=options.unbatched,
         packing=options.packing,
+        compile=options.compile,
     )
     return EagerPlan(model, device, eager, example)
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from steelworks.devices.base import Device, Stream
+from steelworks.plans._compiled import Compiled
 from steelworks.plans._packed import Twin, find_twin
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout
 from steelworks.plans.cost import FittedCost
@@ -46,6 +47,7 @@ class EagerOptions:
         deterministic: results bit-identical whatever the batch mates (I3).
         unbatched: requests carry no batch dimension.
         packing: no padding inside encoders: True, False, or None to decide by measurement.
+        compile: run the model through ``torch.compile`` (dynamic shapes).
     """
 
     max_batch_size: int = 32
@@ -53,6 +55,7 @@ class EagerOptions:
     deterministic: bool = False
     unbatched: bool = False
     packing: bool | None = None
+    compile: bool = False
 
 
 class EagerPlan(Plan):
@@ -75,6 +78,7 @@ class EagerPlan(Plan):
         self._example = example
         self._learning = threading.Lock()
         self._twins: list[Twin] = []
+        self._compiled = Compiled(model) if options.compile else None
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner; they share the model and nothing else."""
@@ -120,7 +124,10 @@ class EagerPlan(Plan):
             tensors = [t if t.device.type == home else self.device.copy_in(t) for t in tensors]
         args, kwargs = group.rebuild(tensors)
         with torch.no_grad():
-            output = model(*args, **kwargs)
+            if self._compiled is not None and model is self.model:
+                output = self._compiled.run(tensors, args, kwargs)
+            else:
+                output = model(*args, **kwargs)
         if home != "cpu":
             output = pytree.tree_map_only(torch.Tensor, self.device.copy_out, output)
         return output

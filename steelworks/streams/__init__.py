@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from steelworks.streams._ledger import StreamPoolClosedError, StreamPoolStatistics
+from steelworks.errors import StreamPoolClosedError
+from steelworks.streams._ledger import StreamPoolStatistics
 from steelworks.streams.pool import StreamPool
 
 __all__ = ["StreamPool", "StreamPoolClosedError", "StreamPoolStatistics"]

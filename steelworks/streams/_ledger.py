@@ -33,16 +33,12 @@ from typing import Literal
 
 from steelworks import seam
 from steelworks.devices.base import Stream
-from steelworks.errors import SteelworksError, StreamPoolExhaustedError
+from steelworks.errors import StreamPoolClosedError, StreamPoolExhaustedError
 
 _log = logging.getLogger(__name__)
 
 Exhausted = Literal["wait", "share", "error"]
 _WARN_AFTER = 10.0  # seconds a thread waits before the log says so, once a pool
-
-
-class StreamPoolClosedError(SteelworksError, RuntimeError):
-    """The pool is closed, or was closed while the thread waited for a stream."""
 
 
 @dataclass(frozen=True)

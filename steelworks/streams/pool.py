@@ -14,13 +14,12 @@ import torch
 
 from steelworks.devices import resolve
 from steelworks.devices.base import Device, Stream
-from steelworks.errors import DeviceRuleError, ForkedProcessError, InvalidInputError
+from steelworks.errors import DeviceRuleError, ForkedProcessError, InvalidInputError, StreamPoolClosedError
 from steelworks.streams._ledger import (
     Exhausted,
     Lease,
     Ledger,
     Slot,
-    StreamPoolClosedError,
     StreamPoolStatistics,
 )
 
