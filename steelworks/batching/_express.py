@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steelworks import seam
+from steelworks.errors import InvalidInputError
 from steelworks.plans.plan import MISS, Express
 
 # Seconds for which the lane stays closed after it was too short: with more callers than runs, batches are
@@ -71,6 +72,9 @@ class ExpressLane:
                 seam.before("Direct", self)
             result = express.run(request)
             failed = False
+        except InvalidInputError:
+            failed = False  # refused at the door, hence never accepted
+            raise
         finally:
             if failed or result is not MISS:
                 self.log.append((started, time.perf_counter(), not failed))

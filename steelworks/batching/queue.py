@@ -125,6 +125,11 @@ class BatchQueue:
     ) -> None:
         if isinstance(model, Plan):
             max_batch_size = model.max_batch_size
+            if deterministic and not getattr(getattr(model, "options", None), "deterministic", False):
+                raise ValueError(
+                    "deterministic=True was given with a plan that was made without it; make the plan with "
+                    "deterministic=True, or pass the model"
+                )
         self.options = QueueOptions(
             max_batch_size=max_batch_size,
             max_pending=max_pending,

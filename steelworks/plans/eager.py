@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ from steelworks.plans.plan import Plan, Runner, Ticket
 logger = logging.getLogger("steelworks.plans")
 
 _MAX_PROBES = 8  # requests that may leave it open whether padding is possible
+# A size is tried with so many rows that the model answered so many numbers for them, or for so long.
+_TRIAL_ROWS, _FEWEST_TRIAL_ROWS, _TRIAL_NUMBERS, _TRIAL_SECONDS = 64, 4, 1024, 0.2
 _ROW_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)  # deterministic mode; 2 is the reference
 
 
@@ -179,42 +181,79 @@ class EagerPlan(Plan):
         rows = sum(reading.rows for reading in readings)
         if rows == 1:
             return _ROW_SIZES[0]  # the reference itself
-        trusted: dict[tuple[int, int, int], bool] = readings[0].lane.group.state.setdefault("trusted", {})
-        cores = torch.get_num_threads()  # other kernels, or other splits of them
+        trusted: dict[tuple[int, ...], bool] = readings[0].lane.group.state.setdefault("trusted", {})
+        # A batch without padding, or on another number of cores, may take other kernels.
+        kind = (length, int(readings[0].length == length), torch.get_num_threads())
         for size in _ROW_SIZES:
             if size >= rows:
-                known = trusted.get((length, size, cores))
+                known = trusted.get((size, *kind))
                 if known is None:
                     with self._learning:
-                        known = trusted.get((length, size, cores))
+                        known = trusted.get((size, *kind))
                         if known is None:
-                            known = trusted[length, size, cores] = self._same_bits(readings[0], length, size)
+                            known = trusted[(size, *kind)] = self._same_bits(readings[0], length, size)
                 if known:
                     return size
         return 0
 
     def _same_bits(self, reading: Reading, length: int, size: int) -> bool:
-        """Whether each row of a batch of ``size`` gets the bits that the reference size gives it."""
+        """Whether a batch of ``size`` gives every row, at every place, the bits of the reference size."""
         group = reading.lane.group
-        contents = [i for i in range(len(group.names)) if i != group.mask_index]
-        own = tuple(leaf[:1] for leaf in reading.leaves)
-        noisy = tuple(_noise(leaf) if i in contents else leaf for i, leaf in enumerate(own))
-        for leaves in (noisy, own):  # its own content if the model takes no other
-            row = Reading(leaves, 1, reading.lane, reading.length)
-            reference = _row_of(self.call(merge([row], length, _ROW_SIZES[0]), group), 0)
-            if not any(part.is_floating_point() and part.isnan().any() for part in reference):
+        rows, wanted = self._references(reading, length)
+        for first in range(0, len(rows), size):
+            places = [(first + place) % len(rows) for place in range(size)]
+            output = self.call(merge([rows[i] for i in places], length), group)
+            if not all(_equal_bits(wanted[i], _row_of(output, place)) for place, i in enumerate(places)):
+                return False
+        return bool(rows)
+
+    def _references(self, reading: Reading, length: int) -> tuple[list[Reading], list[list[torch.Tensor]]]:
+        """Rows to try sizes with, and what the reference size answers; none if all answers are NaN.
+
+        As many as it takes to see a difference in rounding, which a few numbers may not show: the less
+        the model answers, the more rows.
+        """
+        known: dict[Any, Any] = reading.lane.group.state.setdefault("references", {})
+        kind = (length, reading.length == length, torch.get_num_threads())
+        if kind not in known:
+            known[kind] = ([], [])
+            for content in (_noise, _rolled):  # some models take no content but their own
+                try:
+                    rows, answers = self._answers(reading, length, content)
+                except Exception:
+                    if content is _rolled:
+                        del known[kind]  # this request is to blame, perhaps
+                        raise
+                    continue
+                if rows:
+                    known[kind] = rows, answers
+                    break
+        found: tuple[list[Reading], list[list[torch.Tensor]]] = known[kind]
+        return found
+
+    def _answers(
+        self, reading: Reading, length: int, content: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> tuple[list[Reading], list[list[torch.Tensor]]]:
+        group = reading.lane.group
+        rows: list[Reading] = []
+        answers: list[list[torch.Tensor]] = []
+        numbers = 0
+        end = time.perf_counter() + _TRIAL_SECONDS
+        while len(rows) < _TRIAL_ROWS and numbers < _TRIAL_NUMBERS:
+            if len(rows) >= _FEWEST_TRIAL_ROWS and time.perf_counter() > end:
                 break
-        else:
-            return False  # NaN shows nothing
-        mixed = tuple(
-            leaf.flip(-1) if i in contents and leaf.dim() > 1 else leaf for i, leaf in enumerate(leaves)
-        )
-        other = Reading(mixed, 1, reading.lane, reading.length)
-        same = self.call(merge([row] * size, length), group)
-        if not all(_equal_bits(reference, _row_of(same, place)) for place in range(size)):
-            return False
-        last = self.call(merge([other] * (size - 1) + [row], length), group)
-        return _equal_bits(reference, _row_of(last, size - 1))
+            leaves = tuple(
+                leaf[:1] if i == group.mask_index else content(leaf[:1], len(rows))
+                for i, leaf in enumerate(reading.leaves)
+            )
+            row = Reading(leaves, 1, reading.lane, reading.length)
+            answer = _row_of(self.call(merge([row], length, _ROW_SIZES[0]), group), 0)
+            if any(part.is_floating_point() and part.isnan().any() for part in answer):
+                return [], []  # NaN shows nothing
+            rows.append(row)
+            answers.append([part.clone() for part in answer])
+            numbers += max(1, sum(part.numel() for part in answer))
+        return rows, answers
 
 
 class _EagerTicket(Ticket):
@@ -309,12 +348,17 @@ def _deterministic_bucket(model: object, options: EagerOptions) -> Any:
     return bucket
 
 
-def _noise(leaf: torch.Tensor) -> torch.Tensor:
-    """Content that shows differences in rounding, as a request of zeros would not. Ids stay as they are."""
+def _noise(leaf: torch.Tensor, number: int) -> torch.Tensor:
+    """Content that shows differences in rounding, as zeros would not. Ids come from the request."""
     if not leaf.is_floating_point():
-        return leaf
-    made = torch.arange(leaf.numel(), dtype=torch.float64).mul(0.7).sin().reshape(leaf.shape)
-    return made.to(device=leaf.device, dtype=leaf.dtype)
+        return _rolled(leaf, number)
+    made = torch.arange(leaf.numel(), dtype=torch.float64).add(1000.0 * number).mul(0.7).sin()
+    return made.reshape(leaf.shape).to(device=leaf.device, dtype=leaf.dtype)
+
+
+def _rolled(leaf: torch.Tensor, number: int) -> torch.Tensor:
+    """The request's own content, in another order."""
+    return leaf.roll(number, dims=-1) if leaf.dim() > 1 else leaf
 
 
 def _row_of(output: Any, place: int) -> list[torch.Tensor]:
@@ -328,4 +372,4 @@ def _equal_bits(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.numel() else tensor
+    return tensor.reshape(-1).contiguous().view(torch.uint8) if tensor.numel() else tensor
