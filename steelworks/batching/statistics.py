@@ -39,14 +39,16 @@ class HistogramSnapshot:
         return self.total / self.count if self.count else 0.0
 
     def quantile(self, q: float) -> float:
-        """An upper bound of the ``q`` quantile: the edge of the bucket it lies in (inf past the last)."""
+        """An upper bound of the ``q`` quantile: its bucket's edge (inf past the last); 0.0 of nothing."""
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"q is {q}; it must be from 0 to 1")
+        if not self.count:
+            return 0.0
         wanted = q * self.count
         seen = 0
         for edge, count in zip(self.edges, self.counts, strict=False):
             seen += count
-            if seen >= wanted:
+            if seen >= wanted and seen:
                 return edge
         return float("inf")
 

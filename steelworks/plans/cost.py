@@ -69,10 +69,10 @@ def _solve_nonnegative(
     """Non-negative least squares in three unknowns: the best of the eight supports."""
     best: tuple[float, float, float] = (0.0, 0.0, 0.0)
     best_loss = 0.0
-    ridge = _RIDGE * max(gram[0][0], gram[1][1], gram[2][2])
     for support in ((0, 1, 2), (0, 1), (0, 2), (1, 2), (1,), (2,), (0,)):
         solution = _solve(
-            [[gram[i][j] + (ridge if i == j else 0.0) for j in support] for i in support],
+            # Relative to each column's own size: the columns differ by orders of magnitude.
+            [[gram[i][j] * (1.0 + _RIDGE if i == j else 1.0) for j in support] for i in support],
             [moment[i] for i in support],
         )
         if solution is None or min(solution) < 0.0:
