@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from helpers import Held, assert_adds_up, eventually
+
 from steelworks import BatchQueue
 
 _numbers = itertools.count()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LONG, Held, outcomes_of, row, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 import steelworks as sw
-from helpers import LONG, Held, outcomes_of, row, values
 from steelworks import Padding
 from steelworks.errors import ModelOutputError
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout

@@ -6,10 +6,10 @@ import itertools
 import random
 
 import pytest
+from helpers import in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import in_threads
 from steelworks.plans.cost import BucketTable, FittedCost
 
 SHAPES = [(rows, length) for rows in (1, 2, 4, 8, 16, 32) for length in (4, 16, 64, 128)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import in_threads
 from steelworks import Padding
 from steelworks.errors import InvalidInputError
 from steelworks.plans.inputs import InputReader, Reading

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LONG, Held, assert_values, doubled, in_threads, outcomes_of, row, values, wait_for_pending
 from torch import nn
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
 import steelworks as sw
-from helpers import LONG, Held, assert_values, doubled, in_threads, outcomes_of, row, values, wait_for_pending
 from steelworks.errors import InvalidInputError, ModelOutputError
 
 Pair = namedtuple("Pair", "double half")

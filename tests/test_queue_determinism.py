@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LONG, Held, in_threads, outcomes_of, row
 from torch import nn
 from transformers import BertConfig, BertModel
 
 import steelworks as sw
-from helpers import LONG, Held, in_threads, outcomes_of, row
 
 Answer = Callable[[Any], torch.Tensor]
 

@@ -22,8 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-
-import steelworks as sw
 from helpers import (
     LONG,
     Held,
@@ -41,6 +39,8 @@ from helpers import (
     watched,
     workers_of,
 )
+
+import steelworks as sw
 from steelworks.devices import CPUDevice
 from steelworks.errors import (
     DeadlineExceededError,
@@ -139,6 +139,20 @@ def test_an_error_that_only_large_batches_meet_fails_nobody(start: Any) -> None:
     model = Held(answer)
     queue = start(model)
     assert_values(outcomes_of(batch_of(queue, model, [1, 2, 3, 4, 5])), [2, 4, 6, 8, 10])
+
+
+def test_nobody_gets_the_error_of_a_neighbour_that_expired_while_it_ran(start: Any) -> None:
+    model = Held(refuse_poison)
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    innocent, bad = queue.submit(row(1)), queue.submit(row(POISON), deadline=LONG)
+    model.step()
+    model.wait_for_call()
+    queue._scheduler.expire(time.perf_counter() + 2 * LONG)
+    assert isinstance(bad.exception(0), DeadlineExceededError)
+    model.open()
+    assert_values(outcomes_of([first, innocent]), [0, 2])
 
 
 def test_a_single_failed_request_is_not_run_twice(start: Any) -> None:
@@ -382,6 +396,51 @@ class FrailDevice(CPUDevice):
         if self._times < 0:
             raise OSError("no such core")
         return super().worker_scope(index, count)
+
+
+def test_with_two_batches_in_flight_a_death_is_blamed_on_nobody_else(start: Any) -> None:
+    model = Held(kill_always)
+    queue = start(model, depth=2, max_batch_size=1)
+    futures = [queue.submit(row(v)) for v in (0, 1, POISON, 3, 4)]
+    model.open()
+    ends = outcomes_of(futures)
+    assert isinstance(ends.pop(2), WorkerDiedError)
+    assert_values(ends, [0, 2, 6, 8])
+
+
+def test_a_request_taken_by_a_worker_that_dies_over_an_earlier_batch_is_neither_lost_nor_blamed(
+    start: Any,
+) -> None:
+    # The one worker dies over 1, which is to run alone from now on. The other has 2 in flight when it takes
+    # 1, so it ends 2 first, and dies over that.
+    retried = threading.Event()
+    deadly = {1.0, 2.0}
+
+    def launch(batch: list[float]) -> None:
+        if batch == [2]:
+            assert retried.wait(LONG)
+
+    def finish(batch: list[float]) -> list[Any]:
+        if batch[0] in deadly:
+            deadly.discard(batch[0])
+            raise SystemExit
+        return [row(2 * v) for v in batch]
+
+    plan = StubPlan(launch, finish, max_batch_size=1)
+    queue = start(plan, depth=2, num_workers=2)
+    second = queue.submit(row(2))
+    eventually(lambda: len(plan.launched) == 1, "the other is busy")
+    with watched() as steps:
+        dying = steps.stop("after", "Retry")
+        first = queue.submit(row(1))
+        dying.wait()
+        retried.set()
+        again = steps.stop("after", "Retry")
+        again.wait()
+        again.release()
+        dying.release()
+        assert_values(outcomes_of([first, second]), [2, 4])
+    assert queue.statistics().workers_replaced == 2
 
 
 def test_when_no_worker_can_be_set_up_any_more_requests_fail_with_the_cause_and_new_ones_are_refused(
@@ -1301,7 +1360,7 @@ def test_at_interpreter_exit_blocked_callers_in_ordinary_threads_get_their_resul
             return x * 2
         queue = sw.BatchQueue(model, num_workers=1)
         def work():
-            print(float(queue(torch.ones(1, 1))))
+            sys.stdout.write(f"{float(queue(torch.ones(1, 1)))}\\n")
         for _ in range(4):
             threading.Thread(target=work).start()
         go.set()

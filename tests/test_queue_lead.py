@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from helpers import (
     LONG,
     StubPlan,
@@ -25,6 +24,7 @@ from helpers import (
     values,
     watched,
 )
+
 from steelworks.batching import _scheduler
 from steelworks.errors import DeadlineExceededError, QueueClosedError
 
@@ -236,7 +236,7 @@ def test_another_caller_s_request_does_not_wait_for_a_slow_consumer_of_a_map(sta
     # The leader takes what waits, others' requests too; then its consumer takes its time.
     gate = Gate(0)
     queue = start(leading(finish=gate), depth=2)
-    results = queue.map([row(v) for v in range(0, 4)], window=4)
+    results = queue.map([row(v) for v in range(4)], window=4)
     first = in_thread(lambda: values(next(results)))
     assert gate.reached.wait(LONG)
     others = [queue.submit(row(v)) for v in (100, 101, 102)]

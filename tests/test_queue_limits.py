@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
-import steelworks as sw
 from helpers import (
     LONG,
     Held,
@@ -28,6 +26,8 @@ from helpers import (
     wait_for_pending,
     watched,
 )
+
+import steelworks as sw
 from steelworks.batching._request import Request
 from steelworks.errors import DeadlineExceededError, QueueClosedError, QueueFullError
 

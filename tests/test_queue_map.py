@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
-import steelworks as sw
 from helpers import (
     LONG,
     Held,
@@ -27,6 +25,8 @@ from helpers import (
     values,
     wait_for_pending,
 )
+
+import steelworks as sw
 from steelworks.batching import _scheduler
 from steelworks.batching._request import ENDED, BlockingSink, Request
 from steelworks.batching.options import QueueOptions

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LONG, StubPlan, assert_adds_up, eventually, row, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import steelworks as sw
-from helpers import LONG, StubPlan, assert_adds_up, eventually, row, values
 from steelworks.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -81,9 +81,9 @@ programs = st.lists(st.one_of(sends, sends, sends, others), max_size=14)
 
 def model(x: torch.Tensor) -> torch.Tensor:
     for value in values(x):
-        if DIES <= value:
+        if value >= DIES:
             raise SystemExit
-        if RAISES <= value:
+        if value >= RAISES:
             raise ArithmeticError
     return x * 2
 
@@ -182,6 +182,11 @@ class Run:
             self.queue.close(cancel_pending=step.what == "cancel and close", timeout=LONG)
 
     def stop_loop(self) -> None:
+        async def others() -> None:  # cancelled from outside, they may be a turn behind
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(others(), self.loop).result(LONG)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._looping.join(LONG)
         self.loop.close()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LONG, Held, assert_adds_up, in_threads, outcomes_of, row, wait_for_pending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import LONG, Held, assert_adds_up, in_threads, outcomes_of, row, wait_for_pending
 from steelworks.batching.statistics import ROWS_EDGES, SECONDS_EDGES, Histogram, HistogramSnapshot
 from steelworks.errors import InvalidInputError
 

@@ -634,8 +634,15 @@ class Scheduler:
         seam.after("End", self, requests=ended, outcome=outcome)
         self._deliver(ended)
 
-    def retry(self, requests: Sequence[Request]) -> None:
-        """Running requests of a dead worker wait again, each to run alone."""
+    def retry(self, requests: Sequence[Request], blamed: bool = True) -> None:
+        """Running requests of a dead worker wait again.
+
+        Args:
+            requests: the requests.
+            blamed: one of them may have ended the worker: each is run alone, and at most this once.
+        """
+        if not requests:
+            return
         seam.before("Retry", self)
         wake: Sleeper | None = None
         again = []
@@ -646,8 +653,9 @@ class Scheduler:
                     self._running -= 1
                     self._running_rows -= request.rows
                     request.state = PENDING
-                    request.solo = True
-                    request.attempts += 1
+                    if blamed:
+                        request.solo = True
+                        request.attempts += 1
                     self._pending.add(request)
             if self._ages is not None:
                 self._ages.extendleft(reversed(again))

@@ -54,6 +54,8 @@ class Worker:
         self.device: Device = plan.device
         self.sleeper = Sleeper(self)
         self.in_flight: deque[_Batch] = deque()
+        # Requests taken, but not launched before others have ended. Whoever pops them sees to them.
+        self.held: deque[list[Request]] = deque()
         self.abandoned = False
         self.thread = threading.Thread(
             target=self._run, name=f"{crew.scheduler.options.name}-worker-{index}", daemon=True
@@ -104,8 +106,15 @@ class Worker:
             self._finish(runner)
 
     def _launch(self, runner: Runner, requests: list[Request]) -> None:
-        if len(self.in_flight) >= self.crew.depth:  # a leader left as many as there may be
-            self._finish(runner)
+        alone = requests[0].solo  # nothing else may be in hand if it ends the worker again
+        most = 0 if alone else self.crew.depth - 1  # a leader may have left more
+        if len(self.in_flight) > most:
+            self.held.append(requests)
+            while len(self.in_flight) > most:
+                self._finish(runner)
+            if not self.held:
+                return  # this worker was given up meanwhile
+            requests = self.held.pop()
         batch = _Batch(requests, time.perf_counter())
         self.in_flight.append(batch)
         scheduler = self.crew.scheduler
@@ -114,6 +123,8 @@ class Worker:
             if self.crew.share_cores:
                 self.device.set_thread_share(self.crew.cores if scheduler.alone() else self.crew.cores_each)
         batch.ticket, batch.error = _launched(runner, _readings(requests))
+        if alone:
+            self._finish(runner)
 
     def _finish(self, runner: Runner) -> None:
         """End the oldest batch. A batch stays in hand until all its requests have ended."""
@@ -137,6 +148,7 @@ class Worker:
         assert batch.ticket is not None
         results, batch.error = _finished(runner, batch.ticket, len(batch.requests))
         if batch.error is None:
+            self.crew.idle_deaths = 0
             self._ended(batch)
             self.crew.scheduler.complete(batch.requests, results, batch.started)
             self.crew.tracer.batch(batch.requests, batch.started)
@@ -152,6 +164,7 @@ class Worker:
         stack: list[tuple[list[Request], Exception | None]] = [(batch.requests, batch.error)]
         while stack:
             requests, raised = stack.pop()
+            ran_alone = raised is not None and len(requests) == 1
             requests = [request for request in requests if request.state == RUNNING]
             if not requests:
                 continue
@@ -162,10 +175,11 @@ class Worker:
                 if raised is None:
                     scheduler.complete(requests, results, batch.started)
                     continue
-            if len(requests) == 1:
+                ran_alone = len(requests) == 1
+            if ran_alone:
                 scheduler.fail(requests, [raised])
                 self.crew.tracer.failed(requests, batch.started, raised)
-            else:
+            else:  # an only one left may owe the error to a neighbour that has ended meanwhile
                 half = len(requests) // 2
                 stack.append((requests[half:], None))
                 stack.append((requests[:half], None))
@@ -174,8 +188,15 @@ class Worker:
         batch.requests, batch.error, requests, results, raised = [], None, [], [], None
 
     def requests(self) -> list[Request]:
-        """The requests this worker has in hand."""
+        """The requests of the batches in flight."""
         return [request for batch in list(self.in_flight) for request in batch.requests]
+
+    def take_held(self) -> list[Request]:
+        """Take over the requests that were not launched yet."""
+        try:
+            return self.held.pop()
+        except IndexError:
+            return []
 
 
 class Crew:
@@ -197,7 +218,7 @@ class Crew:
         self._workers: set[Worker] = set()
         self._fewer_workers = threading.Condition(self._lock)
         self._leaving: list[threading.Thread] = []  # threads with nothing more to do
-        self._idle_deaths = 0
+        self.idle_deaths = 0  # in a row
         self._given_up = False
         self._ready = threading.Event()
         self._setup_error: BaseException | None = None
@@ -274,8 +295,8 @@ class Crew:
     def _bury(self, worker: Worker, death: BaseException) -> None:
         requests = [request for request in worker.requests() if request.state == RUNNING]
         with self._lock:
-            self._idle_deaths = 0 if requests else self._idle_deaths + 1
-            hopeless = self._idle_deaths > _MAX_IDLE_DEATHS
+            self.idle_deaths = 0 if requests else self.idle_deaths + 1
+            hopeless = self.idle_deaths > _MAX_IDLE_DEATHS
         self.scheduler.busy(worker, False)
         logger.error(
             "%s: a worker ended by %s; %d requests in hand",
@@ -287,6 +308,7 @@ class Crew:
         lost = [request for request in requests if request.attempts > 0]
         if lost:
             self.scheduler.fail(lost, [_died(death) for _ in lost])
+        self.scheduler.retry(worker.take_held(), blamed=False)
         if hopeless:
             self.scheduler.break_down(death)
             return
@@ -326,6 +348,7 @@ class Crew:
             )
             logger.error("%s: %s", self.scheduler.options.name, message)
             self.scheduler.fail(requests, [WorkerHungError(message) for _ in requests])
+            self.scheduler.retry(worker.take_held(), blamed=False)
             self.scheduler.busy(worker, False)
             if worker.device.capabilities.owner_thread:
                 # The device is held by the hung thread: nobody else may touch it.
@@ -341,7 +364,7 @@ class Crew:
             workers = list(self._workers)
         for worker in workers:
             worker.abandoned = True
-            requests = worker.requests()
+            requests = worker.requests() + worker.take_held()
             self.scheduler.fail(requests, [copy.copy(error) for _ in requests], CANCELLED)
             self._given_up = True
             self._remove(worker)
