@@ -20,7 +20,8 @@ def start() -> Iterator[Callable[..., BatchQueue]]:
     """Makes queues that are closed when the test is over, and checks what must hold of every queue then.
 
     Held models are opened first, so a failed test does not hang. What must hold: each accepted request
-    ended exactly once (I2), and no thread is left. Pass ``leaves_threads=True`` where a model hangs on purpose.
+    ended exactly once (I2), and no thread is left.
+    Pass ``leaves_threads=True`` where a model hangs on purpose.
     """
     made: list[tuple[BatchQueue, Any, bool]] = []
 

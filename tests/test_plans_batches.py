@@ -339,7 +339,7 @@ def test_requests_of_different_lengths_share_a_batch_and_get_their_own_lengths_b
     start: Any, bert: nn.Module, packing: bool | None
 ) -> None:
     requests = [tokens(n, rows=1 + n % 2, seed=n) for n in (5, 2, 16, 9, 20, 1)]
-    results, held, queue = together(start, bert, requests, packing=packing)
+    results, _held, queue = together(start, bert, requests, packing=packing)
     for request, result in zip(requests, results, strict=True):
         with torch.no_grad():
             alone = bert(**request)

@@ -504,7 +504,7 @@ def test_a_model_in_training_mode_is_warned_about(start: Any, caplog: pytest.Log
     assert "training mode" in caplog.text
 
 
-# ---------------------------------------------------------------- one example a request, own collate and split
+# ------------------------------------------------------------ one example a request, own collate and split
 
 
 def test_unbatched_requests_and_results_have_no_batch_dimension(start: Any) -> None:

@@ -329,7 +329,8 @@ def test_at_an_interpreter_exit_at_any_moment_every_accepted_request_has_ended(s
         def work(queue):
             for i in range(100000):
                 try:
-                    future = queue.submit(torch.full((1, 1), float(i % 20)), deadline=dice.choice([None, 1e-4]))
+                    deadline = dice.choice([None, 1e-4])
+                    future = queue.submit(torch.full((1, 1), float(i % 20)), deadline=deadline)
                 except sw.errors.SteelworksError:
                     return
                 accepted.append(future)
