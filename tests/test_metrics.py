@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import steelworks as sw
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
@@ -83,24 +88,43 @@ def test_an_unregistered_queue_is_no_longer_scraped() -> None:
         assert ("steelworks_queue_accepted_total", "") not in scraped(registry)
 
 
-def test_each_request_gets_a_span_under_its_callers_span() -> None:
-    trace = pytest.importorskip("opentelemetry.trace")
-    sdk = pytest.importorskip("opentelemetry.sdk.trace")
-    export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+TRACED = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import torch
+import steelworks as sw
 
-    exporter = export.InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    with sw.BatchQueue(double, name="traced") as queue:
-        with trace.get_tracer("test").start_as_current_span("caller") as caller:
-            queue(torch.ones(1, 2))
-            with pytest.raises(ValueError, match="negative"):
-                queue(-torch.ones(1, 2))
-        assert queue.drain(10)
-    spans = [span for span in exporter.get_finished_spans() if span.name == "steelworks.request"]
-    assert len(spans) == 2
-    assert all(span.parent.span_id == caller.get_span_context().span_id for span in spans)
-    assert all(span.attributes["steelworks.queue"] == "traced" for span in spans)
-    assert sum(1 for span in spans if span.events) == 1  # the exception
+def double(x):
+    if bool((x < 0).any()):
+        raise ValueError("negative")
+    return x * 2
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+with sw.BatchQueue(double, name="traced") as queue:
+    with trace.get_tracer("test").start_as_current_span("caller") as caller:
+        queue(torch.ones(1, 2))
+        try:
+            queue(-torch.ones(1, 2))
+        except ValueError:
+            pass
+spans = [span for span in exporter.get_finished_spans() if span.name == "steelworks.request"]
+assert len(spans) == 2, spans
+assert all(span.parent.span_id == caller.get_span_context().span_id for span in spans)
+assert all(span.attributes["steelworks.queue"] == "traced" for span in spans)
+assert sum(1 for span in spans if span.events) == 1  # the exception
+print("traced")
+"""
+
+
+def test_each_request_gets_a_span_under_its_callers_span() -> None:
+    # In a process of its own: a tracer provider can be set once a process, and turns spans on everywhere.
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=100, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "traced"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import UserDict, namedtuple
@@ -9,13 +10,29 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LONG, Held, assert_values, doubled, in_threads, outcomes_of, row, values, wait_for_pending
+from helpers import (
+    LONG,
+    Held,
+    StubPlan,
+    assert_values,
+    doubled,
+    in_threads,
+    outcomes_of,
+    row,
+    values,
+    wait_for_pending,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import BaseModelOutput
 
 import steelworks as sw
+from steelworks.batching._pending import Pending
+from steelworks.batching._request import BlockingSink, Request
 from steelworks.errors import InvalidInputError, ModelOutputError
+from steelworks.plans.inputs import InputReader, Padding
 
 Pair = namedtuple("Pair", "double half")
 
@@ -327,6 +344,69 @@ def test_a_worker_with_two_batches_in_flight_answers_like_one(start: Any) -> Non
     futures += [queue.submit(row(v)) for v in range(1, 30)]
     model.open()
     assert_values([f.result(LONG) for f in futures], [2 * v for v in range(30)])
+
+
+def fewest_seconds(rows: dict[int, int], limit: int, seconds: Any) -> tuple[float, list[set[int]]]:
+    """Of all ways to cut the lengths into runs of neighbours, the least total and the ways that reach it."""
+    lengths = sorted(rows)
+    best, ways = float("inf"), []
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        parts: list[set[int]] = [{lengths[0]}]
+        for length, cut in zip(lengths[1:], cuts, strict=True):
+            if cut:
+                parts.append({length})
+            else:
+                parts[-1].add(length)
+        total = 0.0
+        for part in parts:
+            waiting = sum(rows[length] for length in part)
+            full, rest = divmod(waiting, limit)
+            total += full * seconds(limit, max(part)) + (seconds(rest, max(part)) if rest else 0.0)
+        if total < best - 1e-9:
+            best, ways = total, parts
+        elif total < best + 1e-9:
+            ways = ways + parts
+    return best, ways
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(st.integers(1, 12), st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(1, 8),
+    st.sampled_from(
+        [(0.0, 1.0, 0.0), (20.0, 1.0, 0.0), (3.0, 1.0, 0.1), (1000.0, 1.0, 0.0), (1.0, 0.0, 1.0)]
+    ),
+    st.integers(0, 5),
+)
+def test_lengths_share_a_batch_where_that_takes_the_least_predicted_time(
+    rows: dict[int, int], limit: int, costs: tuple[float, float, float], oldest: int
+) -> None:
+    def seconds(batch: int, length: int) -> float:
+        return costs[0] + costs[1] * batch * length + costs[2] * batch * length**2
+
+    class Plan(StubPlan):
+        def predict(self, group: Any, rows: int, length: int) -> float:
+            return seconds(rows, length)
+
+        def may_pad(self, group: Any) -> bool:
+            return True
+
+    reader, pending = InputReader(Padding(multiple=1)), Pending()
+    lengths = sorted(rows)
+    first = lengths[oldest % len(lengths)]
+    for arrived, length in enumerate(sorted(lengths, key=lambda length: length != first)):
+        for _ in range(rows[length]):
+            ids = torch.ones(1, length, dtype=torch.long)
+            reading = reader.read({"input_ids": ids, "attention_mask": ids})
+            pending.add(Request(reading, BlockingSink(), None, arrived, arrived))
+    taken = pending.take(Plan(max_batch_size=limit), limit)
+    _, ways = fewest_seconds(rows, limit, seconds)
+    segments = [part for part in ways if first in part]
+    assert taken[0].reading.length == first, "the oldest is always in it"
+    assert any({request.reading.length for request in taken} <= part for part in segments)
+    full = max(sum(rows[length] for length in part) for part in segments)
+    assert len(taken) == min(limit, full) or len(segments) > 1
+    assert pending.count == sum(rows.values()) - len(taken)
 
 
 # ---------------------------------------------------------------- many threads

@@ -658,6 +658,25 @@ def test_a_batch_taken_while_its_worker_is_given_up_still_ends(start: Any) -> No
         assert values(second.result(LONG)) == [2]
 
 
+def test_batch_timeout_is_for_each_run_of_a_batch_and_not_for_all_its_halves_together(start: Any) -> None:
+    model = Held(refuse_poison)
+    queue = start(model, batch_timeout=1000.0)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    futures = [queue.submit(row(v)) for v in (1, POISON)]
+    model.step()
+    model.wait_for_call()
+    (worker,) = queue._crew._workers
+    worker.in_flight[0].started -= 2000.0  # its first run took that long, and was not given up
+    model.step()
+    model.wait_for_call()
+    queue._crew.check_hung(time.perf_counter())
+    model.open()
+    ends = outcomes_of([first, *futures])
+    assert isinstance(ends[2], ArithmeticError)
+    assert_values(ends[:2], [0, 2])
+
+
 class OwnerDevice(CPUDevice):
     """A CPU with the rule of the Apple GPU: all work comes from one thread, the owner."""
 

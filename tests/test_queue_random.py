@@ -211,7 +211,7 @@ def check_end(send: Send, value: float, end: Any) -> None:
         assert isinstance(end, allowed), (send, repr(end))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     programs=st.lists(programs, min_size=1, max_size=4),
     closing=st.sampled_from([None, None, "close", "cancel and close"]),
