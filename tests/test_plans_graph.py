@@ -219,8 +219,8 @@ def test_deterministic_results_have_the_same_bits_alone_and_in_company(mlp: nn.M
 
 
 @pytest.mark.xfail(
-    reason="seen on an H200: about 20 MiB more reserved with each queue, after sixteen; believed to be cuBLAS "
-    "workspaces of new (handle, stream) pairs; where it ends was not measured"
+    reason="seen on an H200: about 20 MiB more reserved with each queue, after sixteen; believed to be "
+    "cuBLAS workspaces of new (handle, stream) pairs; where it ends was not measured"
 )
 def test_closing_gives_the_memory_back(mlp: nn.Module) -> None:
     def once() -> int:
