@@ -386,6 +386,17 @@ def test_a_dropped_cuda_stream_can_be_had_again(caplog: pytest.LogCaptureFixture
     assert not caplog.records
 
 
+def test_dropped_cuda_streams_are_the_first_to_be_taken_again() -> None:
+    device = CUDADevice(0, cuda=FakeCUDA())
+    kept: Any = device.new_stream()
+    dropped: Any = [device.new_stream() for _ in range(3)]
+    numbers = {stream.raw.cuda_stream for stream in dropped}
+    del dropped
+    again: Any = [device.new_stream() for _ in range(3)]
+    assert {stream.raw.cuda_stream for stream in again} == numbers
+    assert kept.raw.cuda_stream not in numbers
+
+
 def test_a_cuda_stream_waits_for_the_current_one_but_not_for_itself() -> None:
     cuda = FakeCUDA()
     stream = CUDADevice(0, cuda=cuda).new_stream()

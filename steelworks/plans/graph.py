@@ -26,6 +26,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from steelworks.devices.base import Device
+from steelworks.devices.cuda import CUDAStream
+from steelworks.plans._mapped import copy_to_device, copy_to_host
+from steelworks.plans._masks import WholeMasks
 from steelworks.plans._staging import SMALL_ROWS, array_of, stage, stage_small, take_rows
 from steelworks.plans.batches import OutputLayout, cut, merge
 from steelworks.plans.cost import BucketTable
@@ -165,6 +168,7 @@ class GraphPlan(Plan):
         """A scope in which ``torch.compile`` may make as many shapes as there are buckets."""
         stack = ExitStack()
         if self.options.compile:
+            stack.enter_context(WholeMasks())
             import torch._dynamo.config as config
             import torch._inductor.config as inductor
 
@@ -217,12 +221,15 @@ class _Buffers:
 class _Slot:
     """One batch in flight: a stream, a memory pool, buffers and graphs of its own."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
+    def __init__(self, device: Device) -> None:
+        owner = device.new_stream()
+        assert isinstance(owner, CUDAStream)
+        self._owner = owner  # as long as this lives, nobody else is given the stream
+        self.stream = owner.raw
         self.pool = torch.cuda.graph_pool_handle()
         self.buffers: dict[tuple[int, int], _Buffers] = {}
         self.busy = False
-        self._device = device
+        self._device = device.torch_device
         self._raw = (self.stream.stream_id, self.stream.device_index, self.stream.device_type)
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -341,8 +348,8 @@ class _GraphRunner(Runner):
         self._plan = plan
         self._sizes = sizes
         self._device = plan.device.torch_device
-        self.slots = [_Slot(self._device) for _ in range(max(1, depth))]
-        self._eager = plan.eager.runner()
+        self.slots = [_Slot(plan.device) for _ in range(max(1, depth))]
+        self._eager: Runner | None = None  # with a stream of its own; seldom needed
 
     # ------------------------------------------------------------ running
 
@@ -361,6 +368,8 @@ class _GraphRunner(Runner):
             buffers = slot.buffers.get(key) if slot is not None else None
         rows = sum(reading.rows for reading in readings)
         if slot is None or buffers is None or rows >= len(buffers.size_for):
+            if self._eager is None:
+                self._eager = plan.eager.runner()
             with torch.autocast("cuda", enabled=False):  # the thread may be a caller's own
                 return _DoneTicket(self._eager.finish(self._eager.launch(readings)))
         if not (
@@ -460,7 +469,7 @@ class _GraphRunner(Runner):
 
         def copy_in() -> None:
             for source, target in zip(pinned, inputs, strict=True):
-                target.copy_(source, non_blocking=True)
+                copy_to_device(source, target)
 
         with torch.cuda.stream(slot.stream):
             output: Any = None
@@ -486,7 +495,7 @@ class _GraphRunner(Runner):
                     if isinstance(leaf, torch.Tensor):
                         if leaf.dim() == 0 or leaf.shape[0] != size:
                             raise _not_rows(leaf, size)
-                        target[:size].copy_(leaf, non_blocking=True)
+                        copy_to_host(leaf, target[:size])
             finally:
                 graph.capture_end()
             slot.stream.synchronize()
