@@ -58,7 +58,10 @@ test: $(VENV)/stamp-test
 	@echo "== test: lint, types, then the tests"
 	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit; \
 		then echo "verdict: make test passed (ruff, mypy and pytest)"; \
-		else echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
+		else \
+			if [ -f $(VENV)/missing-compiler ]; then \
+				echo "evidence missing: no Metal kernel was run or checked. $$(cat $(VENV)/missing-compiler)"; fi; \
+			echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
 
 format: $(VENV)/stamp-test
 	@$(BIN)/ruff check --fix .

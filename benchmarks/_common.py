@@ -6,7 +6,6 @@ Nothing here starts threads or changes torch settings, so that importing it dist
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import json
 import math
 import os
@@ -25,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from steelworks.cli._environment import processor, usable_cores, version_of
+
 PROJECT = Path(__file__).resolve().parent.parent
 DISTURBED = 0.2  # cores kept busy by other programs, from which a figure is marked
 PACKAGES = (
@@ -37,36 +38,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "OM
 # ---------------------------------------------------------------- environment
 
 
-def cpu_model() -> str:
-    """The processor's name as the operating system gives it."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def usable_cores() -> int:
-    """Cores this process may run on (its affinity where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Versions of those of ``names`` that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in names if (version := version_of(name)) is not None}
 
 
 def environment() -> dict[str, Any]:
@@ -75,7 +49,7 @@ def environment() -> dict[str, Any]:
 
     record: dict[str, Any] = {
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "cores": usable_cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -1,14 +1,12 @@
 """Load generators: a closed loop of blocking threads, and one of asyncio tasks.
 
 Closed loop: a caller sends its next request when it has the answer to the last. The clock is host
-time around the whole call, tokenising included.
+time around the whole call, tokenising included. The threads are those of the package's own commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import short_error
+from steelworks.cli._load import StalledError, run_callers
 
 HANG_GRACE_S = 20.0
 
@@ -38,85 +37,55 @@ class LoadResult:
         return int(np.count_nonzero(~np.isnan(self.latencies_ms)))
 
 
-class _Book:
-    """Hands out requests and keeps the results; every caller writes only its own entries."""
-
-    def __init__(self, items: Sequence[Any], limit_s: float) -> None:
-        self.items = items
-        self.limit_s = limit_s
-        self.counter = itertools.count()
-        self.latencies = np.full(len(items), np.nan)
-        self.outputs: list[Any] = [None] * len(items)
-        self.errors: list[str] = []
-        self.started = 0.0
-        self.ended = 0.0
-
-    def next(self) -> int | None:
-        """The next request's number; None when there is none, or no time left."""
-        if time.perf_counter() - self.started > self.limit_s:
-            return None
-        number = next(self.counter)
-        return number if number < len(self.items) else None
-
-    def keep(self, number: int, output: Any, began: float) -> None:
-        self.ended = time.perf_counter()
-        self.outputs[number] = output
-        self.latencies[number] = (self.ended - began) * 1e3
-
-    def result(self, hung: int) -> LoadResult:
-        unsent = next(self.counter) < len(self.items)
-        wall = max(self.ended - self.started, 1e-9)
-        return LoadResult(self.latencies, self.outputs, wall, self.errors, hung, unsent)
-
-
 def closed_loop_threads(
     call: Callable[[Any], Any], items: Sequence[Any], callers: int, limit_s: float
 ) -> LoadResult:
     """Send ``items`` from ``callers`` blocking threads; stop sending after ``limit_s`` seconds."""
-    book = _Book(items, limit_s)
-    gate = threading.Barrier(callers + 1)
-
-    def caller() -> None:
-        gate.wait()
-        while (number := book.next()) is not None:
-            began = time.perf_counter()
-            try:
-                output = call(items[number])
-            except Exception as error:
-                book.errors.append(short_error(error))
-            else:
-                book.keep(number, output, began)
-
-    threads = [threading.Thread(target=caller, daemon=True) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    book.started = time.perf_counter()
-    gate.wait()
-    give_up = book.started + limit_s + HANG_GRACE_S
-    for thread in threads:
-        thread.join(max(give_up - time.perf_counter(), 0.0))
-    return book.result(sum(thread.is_alive() for thread in threads))
+    run = run_callers(
+        call, items, callers, warm_up=0, time_limit=limit_s, stall_seconds=limit_s + HANG_GRACE_S
+    )
+    unsent = len(items) - len(run.latencies)
+    seconds = [np.nan if one is None else one for one in run.latencies]
+    hung = sum(isinstance(error, StalledError) for error in run.failures.values())
+    return LoadResult(
+        np.array(seconds + [np.nan] * unsent) * 1e3,
+        run.outputs + [None] * unsent,
+        max(run.seconds, 1e-9),
+        [short_error(error) for error in run.failures.values() if not isinstance(error, StalledError)],
+        hung,
+        unsent > 0,
+    )
 
 
 async def closed_loop_tasks(
     call: Callable[[Any], Awaitable[Any]], items: Sequence[Any], callers: int, limit_s: float
 ) -> LoadResult:
     """The same from ``callers`` asyncio tasks of the running loop."""
-    book = _Book(items, limit_s)
+    result = LoadResult(np.full(len(items), np.nan), [None] * len(items), 0.0)
+    numbers = iter(range(len(items)))
+    started = time.perf_counter()
 
     async def caller() -> None:
-        while (number := book.next()) is not None:
+        while time.perf_counter() - started <= limit_s:
+            number = next(numbers, None)
+            if number is None:
+                return
             began = time.perf_counter()
             try:
                 output = await call(items[number])
             except Exception as error:
-                book.errors.append(short_error(error))
+                result.errors.append(short_error(error))
             else:
-                book.keep(number, output, began)
+                ended = time.perf_counter()
+                result.wall_s = ended - started
+                result.outputs[number] = output
+                result.latencies_ms[number] = (ended - began) * 1e3
 
-    book.started = time.perf_counter()
     tasks = [asyncio.create_task(caller()) for _ in range(callers)]
     _, pending = await asyncio.wait(tasks, timeout=limit_s + HANG_GRACE_S)
     for task in pending:
         task.cancel()
-    return book.result(len(pending))
+    result.hung_callers = len(pending)
+    result.truncated = next(numbers, None) is not None
+    result.wall_s = max(result.wall_s, 1e-9)
+    return result

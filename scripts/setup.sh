@@ -142,6 +142,26 @@ say "installing steelworks[$EXTRAS] under constraints.txt"
 $PIP install --constraint "$CONSTRAINTS" --editable ".[$EXTRAS]" ||
     fail "pip could not install steelworks[$EXTRAS]" "Its own message is above."
 
+has_compiler() {
+    "$VENV/bin/python" -c 'from steelworks.metalsim._toolchain import find_compiler; find_compiler()' 2>/dev/null
+}
+
+# The Metal kernels are run and checked on the CPU, which takes a C++ compiler.
+find_compiler() {
+    rm -f "$VENV/missing-compiler"
+    has_compiler && return
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        say "installing clang 19 for the Metal kernels (apt-get)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            clang-19 libclang-rt-19-dev llvm-19; } >"$VENV/apt.log" 2>&1 || tail -n 5 "$VENV/apt.log" >&2
+        has_compiler && return
+    fi
+    "$VENV/bin/python" -c 'from steelworks.metalsim._toolchain import MEND; print(MEND)' >"$VENV/missing-compiler"
+    say "WARNING: no clang 17 or newer here; the tests that run Metal kernels will fail"
+    say "  $(cat "$VENV/missing-compiler")"
+}
+if [ "$TARGET" = "test" ]; then find_compiler; fi
+
 # The environment for the tests holds all that the demo needs.
 touch "$VENV/stamp-demo"
 if [ "$TARGET" = "test" ]; then touch "$VENV/stamp-test"; fi

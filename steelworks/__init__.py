@@ -2,11 +2,16 @@
 
 See :class:`BatchQueue` (the queue), :func:`batch_inference` (its short form), :func:`plan` (a model made
 ready for one device) and :class:`StreamPool` (a stream for each thread).
+
+What is exported here is imported when it is first used: torch takes seconds to import, and
+``steelworks --version`` does not need it.
 """
 
 from __future__ import annotations
 
-from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference, metrics
+import importlib
+from typing import TYPE_CHECKING
+
 from steelworks.errors import (
     DeadlineExceededError,
     DeviceRuleError,
@@ -21,8 +26,11 @@ from steelworks.errors import (
     WorkerDiedError,
     WorkerHungError,
 )
-from steelworks.plans import Padding, Plan, plan
-from steelworks.streams import StreamPool, StreamPoolStatistics
+
+if TYPE_CHECKING:
+    from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference, metrics
+    from steelworks.plans import Padding, Plan, plan
+    from steelworks.streams import StreamPool, StreamPoolStatistics
 
 __version__ = "0.1.0.dev0"
 
@@ -50,3 +58,33 @@ __all__ = [
     "metrics",
     "plan",
 ]
+
+_MODULE_OF = {
+    "BatchQueue": "steelworks.batching",
+    "Padding": "steelworks.plans",
+    "Plan": "steelworks.plans",
+    "QueueOptions": "steelworks.batching",
+    "QueueStatistics": "steelworks.batching",
+    "StreamPool": "steelworks.streams",
+    "StreamPoolStatistics": "steelworks.streams",
+    "batch_inference": "steelworks.batching",
+    "metrics": "steelworks.batching",
+    "plan": "steelworks.plans",
+}
+_SUBPACKAGES = ("batching", "devices", "plans", "seam", "streams")
+
+if not TYPE_CHECKING:  # else type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        """Import what is exported, the first time it is asked for."""
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f"steelworks.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'steelworks' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value  # later uses don't come here
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF, *_SUBPACKAGES})

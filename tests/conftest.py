@@ -9,10 +9,36 @@ from typing import Any
 
 import pytest
 from helpers import Held, assert_adds_up, eventually
+from hypothesis import Phase, settings
 
 from steelworks import BatchQueue
 
 _numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where tests/kernels runs the Metal kernels."""
+    parser.addoption("--kernels-on", choices=["metalsim", "mps"], default="metalsim")
+# For scripts/planted_bugs.py: that a property fails is enough there; the smallest example is not needed.
+settings.register_profile("find-only", phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+
+def assert_nothing_is_left(queue: BatchQueue) -> None:
+    """The books of a queue that has closed: each thing that was counted up was counted down again."""
+    scheduler = queue._scheduler
+    books = {
+        "rows that wait": scheduler._pending.rows,
+        "rows that run": scheduler._running_rows,
+        "lanes": len(scheduler._pending._lines),
+        "parked": scheduler._parked_live,
+        "idle workers": len(scheduler._idle),
+        "borrowers": len(scheduler._borrowers),
+        "busy workers": len(scheduler._busy),
+        "deliveries": len(scheduler._delivering),
+        "threads that drain": scheduler._draining,
+        "workers": queue._crew.alive(),
+    }
+    assert not any(books.values()), f"{queue} is closed, and still has {books}"
 
 
 @pytest.fixture
@@ -43,6 +69,8 @@ def start() -> Iterator[Callable[..., BatchQueue]]:
         assert_adds_up(statistics)
         assert statistics.pending == 0
         assert statistics.running == 0
+        if ended:
+            assert_nothing_is_left(queue)
         if not leaves_threads:
             name = f"{queue.options.name}-"
             eventually(

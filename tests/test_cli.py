@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -85,6 +86,21 @@ def run(*arguments: str) -> Any:
 
 def test_version_is_that_of_the_package() -> None:
     assert run("--version").output.strip() == f"steelworks {steelworks.__version__}"
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_the_version_and_the_help_are_shown_without_importing_torch(option: str) -> None:
+    script = (
+        "import sys; from steelworks.cli import main; import atexit; "
+        "atexit.register(lambda: print('torch' in sys.modules)); "
+        f"sys.argv = ['steelworks', {option!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    shown, last = done.stdout.strip().rsplit("\n", 1)
+    assert "steelworks" in shown
+    assert last == "False"
 
 
 def test_help_names_every_command() -> None:

@@ -62,6 +62,33 @@ def test_histogram_buckets_are_cumulated() -> None:
     assert samples["steelworks_queue_batch_rows_sum", ""] == 4
 
 
+def test_every_way_of_ending_is_exported() -> None:
+    registry = CollectorRegistry()
+    with sw.BatchQueue(double) as queue:
+        sw.metrics.register(queue, registry)
+        samples = scraped(registry)
+    ways = {way for name, way in samples if name == "steelworks_queue_ended_total"}
+    assert ways == {"completed", "failed", "cancelled", "expired", "dropped"}
+
+
+def test_several_queues_share_a_registry_and_leave_it_one_by_one() -> None:
+    registry = CollectorRegistry()
+    with sw.BatchQueue(double, name="a") as a, sw.BatchQueue(double, name="b") as b:
+        sw.metrics.register(a, registry)
+        sw.metrics.register(b, registry)
+        sw.metrics.register(b, registry)
+        b(torch.ones(1, 2))
+        text = generate_latest(registry).decode()
+        assert 'steelworks_queue_accepted_total{queue="a"} 0.0' in text
+        assert 'steelworks_queue_accepted_total{queue="b"} 1.0' in text
+        with sw.BatchQueue(double, name="b") as namesake:
+            sw.metrics.unregister(namesake, registry)  # it never was registered
+        sw.metrics.unregister(a, registry)
+        text = generate_latest(registry).decode()
+        assert 'queue="a"' not in text
+        assert 'queue="b"' in text
+
+
 def test_two_queues_of_one_name_are_refused() -> None:
     registry = CollectorRegistry()
     with sw.BatchQueue(double, name="twin") as first, sw.BatchQueue(double, name="twin") as second:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
 import torch
-from helpers import LONG, Held, outcomes_of, row, values
+from helpers import LONG, Held, StubPlan, in_thread, in_threads, outcomes_of, row, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,8 +16,11 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 import steelworks as sw
 from steelworks import Padding
-from steelworks.errors import ModelOutputError
+from steelworks.devices import CPUDevice
+from steelworks.errors import InvalidInputError, ModelOutputError
+from steelworks.plans import eager
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout
+from steelworks.plans.eager import EagerOptions, EagerPlan
 from steelworks.plans.inputs import InputReader, Reading
 
 
@@ -131,6 +135,14 @@ def test_results_do_not_share_elements() -> None:
     parts = cut(torch.zeros(3, 2), readings_of(row(1), row(2), row(3)), None, 0)
     parts[1].fill_(7)
     assert [part.sum().item() for part in parts] == [0, 14, 0]
+
+
+def test_a_list_of_values_is_cut_by_rows_and_spare_ones_are_dropped() -> None:
+    readings = readings_of(torch.zeros(2, 1), torch.zeros(1, 1), torch.zeros(2, 1))
+    assert cut([1, 2, 3, 4, 5], readings, None, 0) == [[1, 2], [3], [4, 5]]
+    assert cut([1, 2, 3, 4, 5, 6, 7, 8], readings, None, 0, rows=8) == [[1, 2], [3], [4, 5]]
+    single = readings_of(torch.zeros(1, 1), torch.zeros(1, 1))
+    assert cut([1, 2], single, None, 0, unbatched=True) == [1, 2]
 
 
 def test_only_the_dims_that_grow_are_cut_even_where_others_are_as_long() -> None:
@@ -269,6 +281,17 @@ def test_minus_infinity_in_an_answer_is_an_answer() -> None:
 
     layout = probe(logits, embedded(torch.randn(1, 6, 4)))
     assert layout == OutputLayout(((1,),), padding=True)
+
+
+def test_minus_infinity_does_not_hide_that_the_mask_is_ignored() -> None:
+    def model(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        answer = inputs_embeds.mean(1)  # over the padding too
+        answer[:, 0] = float("-inf")
+        return answer
+
+    layout = probe(model, embedded(torch.ones(1, 6, 4)))
+    assert layout is not None
+    assert not layout.padding
 
 
 @pytest.mark.parametrize(
@@ -478,9 +501,131 @@ def test_a_plan_called_directly_joins_the_runs_of_a_large_request() -> None:
     plan.close()
 
 
-def test_a_plan_may_be_called_from_many_threads() -> None:
-    from helpers import in_threads
+def test_an_output_without_rows_of_a_large_request_is_an_error_that_says_what_to_do() -> None:
+    plan = EagerPlan(lambda x: x.sum(), CPUDevice(), EagerOptions(max_batch_size=2))
+    assert float(plan(torch.ones(2, 1))) == 2.0
+    with pytest.raises(InvalidInputError, match="send smaller requests"):
+        plan(torch.ones(3, 1))
 
+
+def test_a_plan_makes_one_runner_for_its_callers_and_closes_it() -> None:
+    plan = StubPlan()
+    made: list[Any] = []
+    make = plan.runner
+
+    def runner(depth: int = 1) -> Any:
+        made.append(make(depth))
+        made[-1].close = lambda: closed.append(made[-1])
+        return made[-1]
+
+    closed: list[Any] = []
+    plan.runner = runner  # type: ignore[method-assign]
+    for v in range(3):
+        assert values(plan(row(v))) == [2.0 * v]
+    assert len(made) == 1
+    plan.close()
+    plan.close()
+    assert closed == made
+    assert values(plan(row(1))) == [2.0], "a later call makes another one"
+    assert len(made) == 2
+
+
+def test_callers_of_a_plan_take_turns_with_its_runner() -> None:
+    entered, overlapped = threading.Event(), threading.Event()
+    inside = threading.Lock()
+
+    def launch(batch: list[float]) -> None:
+        if not inside.acquire(blocking=False):
+            overlapped.set()
+            return
+        entered.set()
+        overlapped.wait(0.2)  # time enough for the other one to come in, if it may
+        inside.release()
+
+    plan = StubPlan(launch)
+    first = in_thread(lambda: values(plan(row(1))))
+    assert entered.wait(LONG)
+    second = in_thread(lambda: values(plan(row(2))))
+    assert (first(), second()) == ([2.0], [4.0])
+    assert not overlapped.is_set()
+
+
+class NotingLock:
+    """A lock that tells how many threads have come to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.came = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self.came.release()
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def test_a_group_is_probed_once_though_several_threads_meet_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = EagerPlan(masked_mean, CPUDevice(), EagerOptions(padding=Padding(inputs=("inputs_embeds",))))
+    lock = NotingLock()
+    monkeypatch.setattr(plan, "_learning", lock)
+    probes: list[Reading] = []
+
+    def probing(call: Any, reading: Reading) -> Any:
+        probes.append(reading)
+        if len(probes) == 1:
+            for _ in range(2):
+                assert lock.came.acquire(timeout=LONG), "the other thread does not come"
+        return probe_layout(call, reading)
+
+    monkeypatch.setattr(eager, "probe_layout", probing)
+    reading = plan.reader.read(embedded(torch.randn(1, 6, 4)))
+    layouts = in_threads(2, lambda index: plan.layout(reading))
+    assert layouts[0] is layouts[1]
+    assert len(probes) == 1
+
+
+def test_lanes_are_mixed_until_padding_is_found_to_change_the_answers() -> None:
+    def ignoring(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return inputs_embeds.mean(1)
+
+    for model, mixes in ((masked_mean, True), (ignoring, False)):
+        plan = EagerPlan(model, CPUDevice(), EagerOptions(padding=Padding(inputs=("inputs_embeds",))))
+        reading = plan.reader.read(embedded(torch.randn(1, 6, 4)))
+        assert plan.may_pad(reading.lane.group)
+        plan.layout(reading)
+        assert plan.may_pad(reading.lane.group) is mixes
+        assert not plan.may_pad(plan.reader.read(row(1)).lane.group), "there is nothing to pad"
+
+
+@pytest.mark.parametrize(("deterministic", "seen"), [(False, (3, 6)), (True, (4, 8))])
+def test_costs_are_noted_for_the_rows_and_the_length_that_ran(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool, seen: tuple[int, int]
+) -> None:
+    observed: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        eager.FittedCost, "observe", lambda self, rows, length, seconds: observed.append((rows, length))
+    )
+    options = EagerOptions(padding=Padding(inputs=("inputs_embeds",)), deterministic=deterministic)
+    plan = EagerPlan(masked_mean, CPUDevice(), options)
+    runner = plan.runner()
+    runner.finish(runner.launch([plan.reader.read(embedded(torch.randn(1, n, 4))) for n in (5, 6, 5)]))
+    assert observed == [seen]
+
+
+def test_requests_that_must_not_be_padded_get_their_own_answers_from_one_launch() -> None:
+    def ignoring(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return inputs_embeds.mean(1)
+
+    plan = EagerPlan(ignoring, CPUDevice(), EagerOptions(padding=Padding(inputs=("inputs_embeds",))))
+    requests = [embedded(torch.randn(1, n, 4)) for n in (5, 7, 5, 6, 7, 5)]
+    runner = plan.runner()
+    results = runner.finish(runner.launch([plan.reader.read(request) for request in requests]))
+    for request, result in zip(requests, results, strict=True):
+        torch.testing.assert_close(result, ignoring(**request))
+
+
+def test_a_plan_may_be_called_from_many_threads() -> None:
     plan = sw.plan(lambda x: x * 2, row(0), max_batch_size=2)
     results = in_threads(8, lambda index: [values(plan(torch.full((5, 1), float(index)))) for _ in range(20)])
     assert results == [[[2.0 * n] * 5] * 20 for n in range(8)]

@@ -10,7 +10,7 @@ from helpers import in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelworks.plans.cost import BucketTable, FittedCost
+from steelworks.plans.cost import BucketTable, Choice, FittedCost
 
 SHAPES = [(rows, length) for rows in (1, 2, 4, 8, 16, 32) for length in (4, 16, 64, 128)]
 
@@ -175,6 +175,27 @@ def test_sizes_are_ascending() -> None:
 def test_buckets_that_make_no_sense_are_refused(seconds: dict[int, float]) -> None:
     with pytest.raises(ValueError, match="row buckets|no row buckets"):
         BucketTable(seconds)
+
+
+def test_the_table_grows_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = BucketTable({1: 1.0, 4: 2.0})
+    extend, held = table._extend, []
+
+    def noting(rows: int) -> Choice:
+        held.append(table._growing.locked())
+        return extend(rows)
+
+    monkeypatch.setattr(table, "_extend", noting)
+    assert table.best(3).runs == (4,)
+    assert held == [True] * 3
+    table.best(3)
+    assert len(held) == 3, "asking again is a lookup"
+
+
+def test_of_equally_cheap_sets_the_one_with_fewer_and_larger_runs_is_taken() -> None:
+    assert BucketTable({1: 1.0, 2: 2.0, 4: 4.0}).best(4).runs == (4,)
+    assert BucketTable({2: 1.0, 4: 1.0}).best(2).runs == (4,)
+    assert BucketTable({1: 1.0, 2: 2.0, 3: 3.0}).best(5).runs == (3, 2)
 
 
 def test_threads_that_ask_at_once_get_the_same_right_answers() -> None:

@@ -68,6 +68,18 @@ def test_the_shape_read_last_is_not_mistaken_for_another() -> None:
         reader.read(torch.zeros(1, 4, device="meta"))
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: {"a": torch.zeros(1, 4), "b": x}], ids=["tensor", "dict"]
+)
+def test_requests_on_different_devices_have_different_groups(wrap: Any) -> None:
+    reader = InputReader(devices=("cpu", "meta"))
+    groups = [
+        reader.read(wrap(torch.zeros(1, 4, device=device))).lane.group for device in ("cpu", "meta", "cpu")
+    ]
+    assert groups[0] is groups[2]
+    assert groups[1] is not groups[0]
+
+
 def test_dicts_of_other_keys_or_order_have_groups_of_their_own_and_keep_their_names() -> None:
     reader = InputReader()
     a, b = torch.zeros(1, 2), torch.ones(1, 2)
@@ -224,6 +236,15 @@ def test_no_rows_are_refused_every_time(bad: Any) -> None:
             reader.read(bad)
 
 
+def test_different_row_counts_are_refused_in_a_tuple_and_with_constants_too() -> None:
+    for bad in (
+        (torch.zeros(1, 4), torch.zeros(2, 4)),
+        {"x": torch.zeros(2, 4), "y": torch.zeros(3, 4), "k": 5},
+    ):
+        with pytest.raises(InvalidInputError, match="different row counts"):
+            InputReader().read(bad)
+
+
 def test_different_row_counts_are_refused_with_all_shapes() -> None:
     with pytest.raises(InvalidInputError, match=r"'a': \[1, 2\], 'b': \[3, 2\]"):
         InputReader().read({"a": torch.zeros(1, 2), "b": torch.zeros(3, 2)})
@@ -260,6 +281,7 @@ def test_an_example_fixes_structure_dtypes_and_dimensions_but_not_sizes() -> Non
     reader.read({"x": torch.zeros(5, 9), "y": torch.zeros(5, dtype=torch.long)})
     for bad, words in (
         ({"x": torch.zeros(1, 4)}, "the example has"),
+        ({"x": torch.zeros(1, 4), "z": torch.zeros(1, dtype=torch.long)}, "the example has"),
         ({"x": torch.zeros(1, 4).double(), "y": torch.zeros(1, dtype=torch.long)}, "torch.float64"),
         ({"x": torch.zeros(1, 4, 4), "y": torch.zeros(1, dtype=torch.long)}, "3 dimensions"),
     ):
@@ -278,6 +300,18 @@ def test_threads_that_read_new_shapes_at_once_get_one_group_and_lane_each() -> N
             8, lambda index, reader=reader: [reader.read(tokens(n)).lane for n in range(1, 30)]
         )
         assert all(a is b for own in lanes for a, b in zip(own, lanes[0], strict=True))
+
+
+def test_groups_and_lanes_are_made_under_the_lock_of_the_reader() -> None:
+    held: list[bool] = []
+
+    def bucket(length: int) -> int:
+        held.append(reader._lock.locked())
+        return length
+
+    reader = InputReader(Padding(), bucket=bucket)
+    reader.read(tokens(3))
+    assert held == [True]
 
 
 def test_old_shapes_are_forgotten_and_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:

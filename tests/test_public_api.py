@@ -87,9 +87,44 @@ def test_an_import_goes_down_the_layers_and_never_up() -> None:
                 assert not re.search(pattern, file.read_text(encoding="utf-8"), re.MULTILINE), (file, above)
 
 
+def test_the_package_lists_what_it_exports_and_has_its_subpackages_without_further_imports() -> None:
+    script = (
+        "import steelworks; "
+        "assert set(steelworks.__all__) <= set(dir(steelworks)); "
+        "print(steelworks.devices.resolve('cpu').torch_device, steelworks.plans.plan is steelworks.plan)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["cpu", "True"]
+
+
+def test_a_name_that_is_not_exported_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'BatchQeue'"):
+        sw.BatchQeue  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_threads_that_use_the_package_first_at_once_all_get_it() -> None:
+    script = (
+        "import threading, steelworks\n"
+        "gate, got = threading.Barrier(8), []\n"
+        "def use():\n"
+        "    gate.wait()\n"
+        "    got.append((steelworks.BatchQueue, steelworks.plan, steelworks.StreamPool))\n"
+        "threads = [threading.Thread(target=use) for _ in range(8)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(len(got), len(set(got)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["8", "1"]
+
+
 def test_importing_the_package_starts_no_thread_and_touches_no_gpu() -> None:
     script = (
-        "import threading; import steelworks, torch; "
+        "import threading; import steelworks, torch; steelworks.BatchQueue, steelworks.StreamPool; "
         "print(threading.active_count(), torch.cuda.is_initialized())"
     )
     done = subprocess.run(

@@ -104,6 +104,17 @@ def test_a_turn_that_sends_very_many_requests_loses_none(start: Any) -> None:
     assert_values(run(work()), [2 * v for v in range(1500)])
 
 
+def test_a_long_turn_is_sent_before_it_ends(start: Any) -> None:
+    queue = start(doubled)
+
+    async def work() -> Any:
+        futures = [queue.asubmit(row(v)) for v in range(1000)]
+        assert queue.statistics().accepted > 500, "the workers need not wait for the end of the turn"
+        return await asyncio.gather(*futures)
+
+    assert_values(run(work()), [2 * v for v in range(1000)])
+
+
 def test_results_of_a_batch_cost_the_loop_one_wake_up(start: Any) -> None:
     model = Held()
     queue = start(model)
@@ -177,7 +188,9 @@ def test_tasks_and_threads_share_batches(start: Any) -> None:
     assert sorted(model.batches[1]) == [float(v) for v in range(1, 10)]
 
 
-def test_an_event_loop_that_closes_with_requests_in_flight_harms_nobody(start: Any) -> None:
+def test_an_event_loop_that_closes_with_requests_in_flight_harms_nobody(
+    start: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model = Held()
     queue = start(model)
 
@@ -196,6 +209,7 @@ def test_an_event_loop_that_closes_with_requests_in_flight_harms_nobody(start: A
         return await queue.asubmit(row(3))
 
     assert values(run(work())) == [6]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_requests_of_a_loop_that_stopped_are_sent_when_it_goes_on(start: Any) -> None:
@@ -431,6 +445,27 @@ def test_a_flood_of_cancelled_tasks_holds_no_memory_even_past_max_pending(start:
     eventually(lambda: queue.statistics().pending == 0, "the queue empties")
 
 
+def test_cancelled_tasks_that_wait_for_room_hold_no_memory_while_others_wait(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_pending=2)
+
+    async def work() -> int:
+        kept = [queue.asubmit(row(0))]
+        await until(lambda: model.batches)
+        kept += [queue.asubmit(row(v)) for v in (1, 2)]
+        await until(lambda: queue.statistics().pending == 2)
+        for _ in range(2000):
+            future = queue.asubmit(row(9))
+            await asyncio.sleep(0)
+            future.cancel()
+        alive = queue.statistics().pending
+        model.open()
+        assert_values(await settled(kept), [0, 2, 4])
+        return alive
+
+    assert run(work()) < 300
+
+
 @pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
 def test_places_of_cancelled_tasks_come_free_for_others(start: Any, overflow: Any) -> None:
     model = Held()
@@ -590,9 +625,9 @@ def test_after_closing_asubmit_raises(start: Any) -> None:
 
     async def work() -> None:
         with pytest.raises(QueueClosedError):
-            await queue.asubmit(row(1))
+            queue.asubmit(row(1))  # at once, and not only where it is awaited
         with pytest.raises(QueueClosedError):
-            await queue.asubmit(row(1), deadline=LONG)
+            queue.asubmit(row(1), deadline=LONG)
 
     run(work())
 

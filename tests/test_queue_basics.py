@@ -16,11 +16,14 @@ from helpers import (
     StubPlan,
     assert_values,
     doubled,
+    eventually,
+    in_thread,
     in_threads,
     outcomes_of,
     row,
     values,
     wait_for_pending,
+    watched,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +81,7 @@ def test_each_neighbour_of_a_batch_gets_its_own_rows(start: Any) -> None:
 
 def test_results_carry_no_gradient_even_if_the_weights_do(start: Any) -> None:
     assert not start(nn.Linear(4, 4))(torch.randn(1, 4)).requires_grad
+    assert not start(nn.Linear(4, 4), collate=torch.cat)(torch.randn(1, 4)).requires_grad
 
 
 def test_the_caller_s_tensor_is_not_changed(start: Any) -> None:
@@ -665,6 +669,13 @@ def test_a_split_that_returns_too_few_results_fails_its_requests_with_a_clear_er
         assert "0 results for 1 requests" in str(end)
 
 
+@pytest.mark.parametrize("rows", [0, 2, 5])
+def test_without_split_an_output_of_other_rows_than_requests_is_an_error(start: Any, rows: int) -> None:
+    queue = start(lambda x: torch.zeros(rows, 1), collate=torch.cat)
+    with pytest.raises(ModelOutputError, match="for 1 requests"):
+        queue(row(1))
+
+
 def test_a_request_that_collate_can_t_take_fails_alone(start: Any) -> None:
     model = Held(held=1)
     queue = start(model, collate=lambda n: torch.tensor([[float(v)] for v in n]))
@@ -702,6 +713,30 @@ def test_several_devices_share_the_work_of_one_queue(start: Any) -> None:
     model.wait_for_call(2)
     model.open()
     assert_values([f.result(LONG) for f in futures], [0, 2])
+
+
+def test_each_device_has_workers_and_runners_of_its_own_plan_and_is_warmed_up(start: Any) -> None:
+    models = [Held(held=0), Held(held=0)]
+    start(models[0], devices=["cpu"], example=row(1))
+    queue = start(models[1], devices=["cpu", "cpu"], num_workers=4, example=row(1))
+    assert len(models[1].batches) == 2 * len(models[0].batches)
+    plans = queue._crew.plans
+    assert plans[0] is not plans[1]
+    assert {w.index: plans.index(w.plan) for w in queue._crew._workers} == {0: 0, 1: 1, 2: 0, 3: 1}
+    eventually(lambda: all(w.runner is not None for w in queue._crew._workers), "the workers are set up")
+    assert all(w.runner._plan is w.plan for w in queue._crew._workers)
+
+
+def test_closing_frees_a_plan_that_the_queue_made_and_no_other(start: Any) -> None:
+    closed: list[str] = []
+    given = StubPlan()
+    given.close = lambda: closed.append("given")  # type: ignore[method-assign]
+    start(given).close()
+    assert closed == []
+    queue = start(doubled)
+    queue.plan.close = lambda: closed.append("own")
+    queue.close()
+    assert closed == ["own"]
 
 
 def test_batch_inference_of_a_list_gives_a_list_in_order() -> None:
@@ -742,6 +777,12 @@ def test_batch_inference_may_be_called_from_many_threads() -> None:
 # ---------------------------------------------------------------- waiting for a batch to fill
 
 
+def wait_for_gathering(queue: Any, rows: int) -> None:
+    """Wait until the worker waits for a batch of ``rows``."""
+    scheduler = queue._scheduler
+    eventually(lambda: [sleeper.need for sleeper in scheduler._idle] == [rows], "the worker waits for more")
+
+
 def test_max_wait_fills_a_batch_with_the_requests_that_are_expected(start: Any) -> None:
     model = Held()
     queue = start(model, max_wait=LONG)
@@ -754,7 +795,7 @@ def test_max_wait_fills_a_batch_with_the_requests_that_are_expected(start: Any) 
     later = []
     for v in range(5, 8):
         later.append(queue.submit(row(v)))
-        wait_for_pending(queue, v - 4)  # the worker is free, and waits
+        wait_for_gathering(queue, 4)  # the worker is free, and waits
     later.append(queue.submit(row(8)))
     model.open()
     outcomes_of(later)
@@ -776,9 +817,68 @@ def test_closing_ends_a_wait_for_more(start: Any) -> None:
     model.step(2)
     outcomes_of(futures)
     future = queue.submit(row(9))
+    wait_for_gathering(queue, 4)
     model.open()
     assert queue.close(timeout=LONG / 2)
     assert values(future.result(0)) == [18]
+
+
+def test_a_wait_for_more_that_was_in_vain_is_not_repeated(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_wait=0.05)
+    futures = [queue.submit(row(0))]
+    model.wait_for_call()
+    futures += [queue.submit(row(v)) for v in range(1, 5)]
+    model.step(2)
+    outcomes_of(futures)
+    model.open()
+    assert values(queue.submit(row(5)).result(LONG)) == [10]  # it was waited for three more, which never came
+    assert queue._scheduler._crowd < 2, "fewer are expected now"
+    assert values(queue.submit(row(6)).result(LONG)) == [12]
+    assert model.batches[2:] == [[5], [6]]
+
+
+def test_a_worker_never_waits_for_more_than_fits_a_batch(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_wait=LONG, max_batch_size=2)
+    queue._scheduler._crowd = 8.0  # as if eight requests had been in flight lately
+    first = queue.submit(row(1))
+    wait_for_gathering(queue, 2)
+    second = queue.submit(row(2))
+    model.open()
+    assert_values(outcomes_of([first, second]), [2, 4])
+    assert model.batches == [[1, 2]]
+
+
+def test_requests_that_came_up_from_behind_max_pending_wake_an_idle_worker(start: Any) -> None:
+    model = Held()
+    queue = start(model, num_workers=2, max_pending=1)
+    with watched() as steps:
+        taking = steps.stop("before", "Take")
+        futures = [queue.submit(row(1))]
+        taking.wait()
+        submitting = in_thread(lambda: queue.submit(row(2)))
+        wait_for_pending(queue, 2)
+        taking.release()
+        model.wait_for_call(2)  # both run at once
+    model.open()
+    assert_values(outcomes_of([*futures, submitting()]), [2, 4])
+
+
+def test_workers_note_when_another_one_runs_as_well(start: Any) -> None:
+    model = Held()
+    queue = start(model, num_workers=2)
+    futures = [queue.submit(row(1))]
+    model.wait_for_call()
+    assert queue._scheduler.alone()
+    futures.append(queue.submit(row(2)))
+    model.wait_for_call()
+    assert not queue._scheduler.alone(), "the cores are shared"
+    model.step()
+    eventually(lambda: queue._scheduler.alone(), "one of them is through")
+    model.open()
+    outcomes_of(futures)
+    eventually(lambda: not queue._scheduler._busy, "so is the other")
 
 
 # ---------------------------------------------------------------- odds and ends

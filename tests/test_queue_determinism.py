@@ -246,6 +246,24 @@ def test_sizes_and_places_that_give_other_bits_are_not_used(start: Any, when: An
     check_bits(queue, [torch.randn(1 + i % 3, 8) for i in range(60)])
 
 
+def test_a_size_that_gives_other_bits_at_some_lengths_is_not_used_there(start: Any) -> None:
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        answer = (input_ids * attention_mask).sum(1, keepdim=True).double()
+        return answer + (1e-3 * len(input_ids) if input_ids.shape[1] > 16 else 0.0)
+
+    def tokens(length: int, number: int) -> dict[str, torch.Tensor]:
+        ids = torch.arange(1, length + 1).reshape(1, length) + number
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    queue = start(model, deterministic=True, max_batch_size=8)
+    for length in (5, 20):  # whatever is found out about the short ones says nothing about the long ones
+        requests = [tokens(length, number) for number in range(8)]
+        alone = [queue(request) for request in requests]
+        together = list(queue.map(requests))
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+        assert together[0] is not alone[0]
+
+
 def test_the_trial_is_made_once_a_size_and_not_for_every_batch(start: Any) -> None:
     model = Held(differing(lambda x: torch.arange(len(x)) == 5), held=0)
     queue = start(model, deterministic=True, max_batch_size=16)

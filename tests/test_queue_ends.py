@@ -127,6 +127,7 @@ def test_one_bad_request_among_64_costs_few_runs(start: Any) -> None:
     queue = start(model, max_batch_size=64)
     outcomes_of(batch_of(queue, model, [POISON if v == 40 else float(v) for v in range(64)]))
     assert len(model.batches) <= 2 + 2 * 6
+    assert queue.statistics().retries == len(model.batches) - 2
     assert queue.statistics().retries <= 2 * 6
 
 
@@ -153,6 +154,7 @@ def test_nobody_gets_the_error_of_a_neighbour_that_expired_while_it_ran(start: A
     assert isinstance(bad.exception(0), DeadlineExceededError)
     model.open()
     assert_values(outcomes_of([first, innocent]), [0, 2])
+    assert model.batches[2:] == [[1]], "nor is it run again"
 
 
 def test_a_single_failed_request_is_not_run_twice(start: Any) -> None:
@@ -216,6 +218,33 @@ def test_a_kept_exception_keeps_no_neighbour_alive(start: Any) -> None:
     gc.collect()
     assert isinstance(error, ArithmeticError)
     assert seen() is None
+
+
+def test_an_idle_worker_keeps_no_result_alive(start: Any) -> None:
+    queue = start(doubled)
+    result = weakref.ref(queue(row(1)))
+    eventually(lambda: result() is None, "the result is freed, though no other request comes")
+
+
+def test_a_refused_request_is_freed_at_once(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_pending=1, overflow="reject")
+    futures = [queue.submit(row(0))]
+    model.wait_for_call()
+    futures.append(queue.submit(row(1)))
+    gc.collect()
+    gc.disable()
+    try:
+        tensor = row(2)
+        refused = weakref.ref(tensor)
+        with contextlib.suppress(sw.QueueFullError):
+            queue.submit(tensor)
+        del tensor
+        assert refused() is None
+    finally:
+        gc.enable()
+    model.open()
+    outcomes_of(futures)
 
 
 def test_a_done_future_and_its_result_go_without_the_garbage_collector(start: Any) -> None:
@@ -364,6 +393,32 @@ def test_a_worker_that_dies_while_an_earlier_batch_fails_loses_no_request(start:
     assert_values(ends, [0, 2, 4, 8])
 
 
+def test_batches_are_finished_in_the_order_of_their_launches_though_one_fails(start: Any) -> None:
+    launched: list[list[float]] = []
+    finished: list[list[float]] = []
+    let_go = threading.Event()
+
+    def launch(batch: list[float]) -> None:
+        launched.append(batch)
+        assert let_go.wait(LONG)
+
+    def finish(batch: list[float]) -> list[Any]:
+        finished.append(batch)
+        if POISON in batch:
+            raise ValueError("finish")
+        return [row(2 * v) for v in batch]
+
+    queue = start(StubPlan(launch, finish, max_batch_size=2), depth=3)
+    futures = [queue.submit(row(0))]
+    eventually(lambda: len(launched) == 1, "the worker is busy")
+    futures += [queue.submit(row(v)) for v in (1, POISON, 2, 3, 4, 5)]
+    let_go.set()
+    ends = outcomes_of(futures)
+    assert isinstance(ends.pop(2), ValueError)
+    assert_values(ends, [0, 2, 4, 6, 8, 10])
+    assert finished == launched
+
+
 def test_two_failing_batches_in_flight_both_end(start: Any) -> None:
     let_go = threading.Event()
 
@@ -453,6 +508,46 @@ def test_when_no_worker_can_be_set_up_any_more_requests_fail_with_the_cause_and_
     with pytest.raises(QueueClosedError, match="stopped working.*no such core"):
         queue(row(1))
     assert queue.drain(LONG)
+
+
+def test_where_a_dead_worker_can_t_be_replaced_another_one_runs_its_requests(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Held(kill_once())
+    queue = start(model, num_workers=2)
+    future = queue.submit(row(POISON))
+    model.wait_for_call()
+    eventually(lambda: len(queue._scheduler._idle) == 1, "the other worker sleeps")
+    real = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "-worker-" in thread.name:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    model.open()
+    assert values(future.result(LONG)) == [2 * POISON]
+
+
+def test_when_no_worker_is_left_requests_that_wait_for_room_fail_too(start: Any) -> None:
+    model = Held(kill_always)
+    queue = start(model, device=FrailDevice(1), max_pending=1)
+    futures = [queue.submit(row(POISON))]
+    model.wait_for_call()
+    futures.append(queue.submit(row(1)))
+    parked = in_thread(lambda: queue.submit(row(2)))
+    wait_for_pending(queue, 2)
+    model.open()
+    for end in outcomes_of([*futures, parked()]):
+        assert isinstance(end, QueueClosedError)
+
+
+def test_when_a_queue_breaks_down_its_idle_workers_leave(start: Any) -> None:
+    queue = start(doubled, num_workers=2)
+    eventually(lambda: len(queue._scheduler._idle) == 2, "both sleep")
+    queue._scheduler.break_down(OSError("gone"))
+    eventually(lambda: queue._crew.alive() == 0, "both leave")
 
 
 def test_when_no_thread_can_be_started_any_more_requests_fail_and_nobody_hangs(
@@ -573,6 +668,120 @@ def test_a_deadline_beyond_what_clocks_can_wait_for_does_no_harm(start: Any, dea
     model.open()
     assert values(far.result(LONG)) == [2]
     assert values(blocked()) == [4]
+
+
+def test_a_deadline_that_passes_after_the_end_changes_nothing(start: Any) -> None:
+    queue = start(doubled)
+    future = queue.submit(row(1), deadline=LONG)
+    assert values(future.result(LONG)) == [2]
+    queue._scheduler.expire(time.perf_counter() + 2 * LONG)
+    assert (queue.statistics().completed, queue.statistics().expired) == (1, 0)
+
+
+def test_the_oldest_of_the_batches_in_flight_decides_whether_a_worker_hangs(start: Any) -> None:
+    let_go = threading.Event()
+
+    def finish(batch: list[float]) -> list[Any]:
+        assert let_go.wait(LONG)
+        return [row(2 * v) for v in batch]
+
+    plan = StubPlan(finish=finish, max_batch_size=1)
+    queue = start(plan, depth=2, batch_timeout=1000.0, leaves_threads=True)
+    with watched() as steps:
+        taking = steps.stop("before", "Take")
+        futures = [queue.submit(row(v)) for v in (1, 2)]
+        taking.wait()
+        taking.release()
+    eventually(lambda: len(plan.launched) == 2, "both are in flight")
+    (worker,) = queue._crew._workers
+    worker.in_flight[0].started -= 2000.0
+    queue._crew.check_hung(time.perf_counter())
+    assert all(isinstance(end, WorkerHungError) for end in outcomes_of(futures))
+    let_go.set()
+
+
+def with_one_held_back(start: Any, **options: Any) -> tuple[sw.BatchQueue, list[Any], threading.Event]:
+    """A queue whose worker hangs over 0, and has taken 1, which is to run alone and so waits for that.
+
+    Returns:
+        The queue, the futures of both, and an event that ends the hanging.
+    """
+    let_go = threading.Event()
+    sent: list[Any] = []
+
+    def launch(batch: list[float]) -> None:
+        if batch == [0]:
+            sent.append(queue.submit(row(1)))
+            sent[0].request.solo = True
+
+    def finish(batch: list[float]) -> list[Any]:
+        if batch == [0]:
+            assert let_go.wait(2 * LONG), "longer than any test waits"
+        return [row(2 * v) for v in batch]
+
+    queue = start(StubPlan(launch, finish), depth=2, leaves_threads=True, **options)
+    first = queue.submit(row(0))
+    (worker,) = queue._crew._workers
+    eventually(lambda: bool(worker.held), "1 is held back")
+    return queue, [first, *sent], let_go
+
+
+def test_what_a_hung_worker_holds_back_is_run_by_the_new_one(start: Any) -> None:
+    queue, (first, second), let_go = with_one_held_back(start, batch_timeout=1000.0)
+    queue._crew.check_hung(time.perf_counter() + 2000.0)
+    assert isinstance(first.exception(LONG), WorkerHungError)
+    assert values(second.result(LONG)) == [2]
+    let_go.set()
+
+
+def test_a_hung_worker_that_dies_later_is_not_replaced_once_more(start: Any) -> None:
+    def die(x: torch.Tensor) -> torch.Tensor:
+        raise SystemExit
+
+    model = Held(die)
+    queue = start(model, batch_timeout=1000.0)
+    hung = queue.submit(row(1))
+    model.wait_for_call()
+    (worker,) = queue._crew._workers
+    queue._crew.check_hung(time.perf_counter() + 2000.0)
+    assert isinstance(hung.exception(LONG), WorkerHungError)
+    model.step()
+    worker.thread.join(LONG)
+    assert not worker.thread.is_alive()
+    assert (queue.statistics().workers_replaced, queue._crew.alive()) == (1, 1)
+
+
+def test_a_request_that_expired_in_a_hung_batch_is_not_ended_again(start: Any) -> None:
+    model = Held(held=2)
+    queue = start(model, batch_timeout=1000.0, leaves_threads=True)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    futures = [queue.submit(row(1), deadline=LONG), queue.submit(row(2))]
+    model.step()
+    model.wait_for_call()
+    # Both run now; the clock is turned instead of waited for.
+    queue._scheduler.expire(time.perf_counter() + 2 * LONG)
+    queue._crew.check_hung(time.perf_counter() + 2000.0)
+    ends = outcomes_of([first, *futures])
+    assert values(ends[0]) == [0]
+    assert isinstance(ends[1], DeadlineExceededError)
+    assert isinstance(ends[2], WorkerHungError)
+    statistics = queue.statistics()
+    assert (statistics.expired, statistics.failed, statistics.running) == (1, 1, 0)
+    model.open()
+
+
+def test_a_result_that_comes_at_the_deadline_is_not_taken_back(start: Any) -> None:
+    model = Held()
+    queue = start(model)
+    caller = in_thread(lambda: queue(row(1), deadline=LONG))
+    model.wait_for_call()
+    (worker,) = queue._crew._workers
+    (request,) = worker.requests()
+    model.open()
+    assert values(caller()) == [2]
+    assert not queue._scheduler.withdraw(request)
+    assert (queue.statistics().completed, queue.statistics().expired) == (1, 0)
 
 
 def test_a_batch_that_runs_past_batch_timeout_fails_and_another_worker_takes_over(start: Any) -> None:
@@ -722,6 +931,19 @@ def test_a_future_cancelled_before_its_batch_is_never_run(start: Any) -> None:
     assert queue.statistics().cancelled == 1
 
 
+def test_a_future_runs_while_its_batch_does_and_not_while_it_waits(start: Any) -> None:
+    model = Held()
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    waiting = queue.submit(row(1))
+    assert first.running()
+    assert not waiting.running()
+    model.open()
+    outcomes_of([first, waiting])
+    assert not first.running()
+
+
 def test_cancelling_a_running_request_fails_and_its_result_arrives(start: Any) -> None:
     model = Held()
     queue = start(model)
@@ -746,6 +968,22 @@ def test_cancelling_one_request_of_a_running_batch_leaves_its_neighbours_alone(s
     assert not futures[3].cancel()
     model.open()
     assert_values(outcomes_of([first, *futures]), [2 * v for v in range(7)])
+
+
+def test_a_cancelled_future_that_is_kept_keeps_no_tensor_alive(start: Any) -> None:
+    model = Held()
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    tensor = row(1)
+    seen = weakref.ref(tensor)
+    kept = queue.submit(tensor)
+    assert kept.cancel()
+    del tensor
+    gc.collect()
+    assert seen() is None
+    model.open()
+    first.result(LONG)
 
 
 def test_a_cancelled_future_wakes_those_who_wait_for_it(start: Any) -> None:
@@ -864,6 +1102,59 @@ def test_closing_a_hung_queue_returns_at_its_timeout_and_ends_every_request(star
     assert queue.statistics().running == 0
 
 
+def test_closing_a_hung_queue_ends_what_its_worker_holds_back_too(start: Any) -> None:
+    queue, futures, let_go = with_one_held_back(start)
+    assert not queue.close(timeout=0.05)
+    assert all(isinstance(end, concurrent.futures.CancelledError) for end in outcomes_of(futures))
+    let_go.set()
+
+
+def test_closing_a_hung_queue_gives_each_caller_an_exception_of_its_own(start: Any) -> None:
+    let_go = threading.Event()
+
+    def finish(batch: list[float]) -> list[Any]:
+        assert let_go.wait(LONG)
+        return [row(2 * v) for v in batch]
+
+    plan = StubPlan(finish=finish, max_batch_size=1)
+    queue = start(plan, depth=2, leaves_threads=True)
+    with watched() as steps:
+        taking = steps.stop("before", "Take")
+        callers = [in_thread(lambda v=v: queue(row(v))) for v in (1, 2)]
+        wait_for_pending(queue, 2)
+        taking.wait()
+        taking.release()
+    eventually(lambda: len(plan.launched) == 2, "both are in flight")
+    assert not queue.close(timeout=0.05)
+    errors = []
+    for caller in callers:
+        with pytest.raises(QueueClosedError, match="while the request was running") as caught:
+            caller()
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    let_go.set()
+
+
+def test_closing_ends_the_runner_of_every_worker(start: Any) -> None:
+    plan = StubPlan()
+    made: list[Any] = []
+    closed: list[Any] = []
+    make = plan.runner
+
+    def runner(depth: int = 1) -> Any:
+        one = make(depth)
+        one.close = lambda: closed.append(one)
+        made.append(one)
+        return one
+
+    plan.runner = runner  # type: ignore[method-assign]
+    queue = start(plan, num_workers=3)
+    queue.submit(row(1)).result(LONG)
+    assert queue.close()
+    assert len(made) == 3
+    assert sorted(map(id, closed)) == sorted(map(id, made))
+
+
 def test_closing_a_hung_queue_again_does_not_hang(start: Any) -> None:
     model = Held()
     queue = start(model, leaves_threads=True)
@@ -940,6 +1231,18 @@ def test_drain_waits_for_a_delivery_that_is_under_way(start: Any) -> None:
     assert queue.drain(LONG)
 
 
+def test_drain_ends_when_the_last_request_is_withdrawn_though_the_model_hangs(start: Any) -> None:
+    model = Held()
+    queue = start(model)
+    caller = in_thread(lambda: queue(row(1), deadline=0.3))
+    model.wait_for_call()
+    draining = in_thread(queue.drain)
+    with pytest.raises(DeadlineExceededError):
+        caller()
+    assert draining()
+    model.open()
+
+
 def test_drain_gives_up_at_its_timeout(start: Any) -> None:
     model = Held()
     queue = start(model)
@@ -981,6 +1284,25 @@ def test_a_callback_may_submit_even_when_the_queue_is_full(start: Any) -> None:
     model.open()
     outcomes_of(futures)
     assert_values(outcomes_of(inner), [10, 12, 14])
+
+
+def test_an_interrupt_in_a_callback_leaves_no_blocked_caller_waiting(start: Any) -> None:
+    def callback(future: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = Held()
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    future = queue.submit(row(1))
+    future.add_done_callback(callback)
+    wait_for_pending(queue, 1)
+    caller = in_thread(lambda: values(queue(row(2))))
+    wait_for_pending(queue, 2)
+    model.open()
+    assert caller() == [4]
+    assert_values(outcomes_of([first, future]), [0, 2])
+    assert [1.0, 2.0] in model.batches
 
 
 @pytest.mark.parametrize("error", [ValueError("callback"), SystemExit(1), KeyboardInterrupt()], ids=repr)
@@ -1093,9 +1415,11 @@ def test_an_interrupt_reaches_a_caller_that_waits_and_the_queue_goes_on(start: A
         interrupting()
     finally:
         signal.signal(signal.SIGINT, before)
+    assert (queue.statistics().cancelled, queue.statistics().pending) == (1, 0)
     model.open()
     assert values(other.result(LONG)) == [0]
     assert values(queue(row(2))) == [4]
+    assert model.batches == [[0], [2]], "what nobody waits for is not run"
 
 
 # ---------------------------------------------------------------- dropped queues, leaks

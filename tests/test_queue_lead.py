@@ -17,16 +17,18 @@ from helpers import (
     StubPlan,
     assert_adds_up,
     assert_values,
+    eventually,
     in_thread,
     in_threads,
     outcomes_of,
     row,
     values,
+    wait_for_pending,
     watched,
 )
 
-from steelworks.batching import _scheduler
-from steelworks.errors import DeadlineExceededError, QueueClosedError
+from steelworks.batching import _express, _scheduler
+from steelworks.errors import DeadlineExceededError, InvalidInputError, QueueClosedError
 
 POISON = 666.0
 
@@ -78,6 +80,7 @@ def test_express_runs_are_counted_like_all_others(start: Any) -> None:
     assert_adds_up(statistics)
     assert (statistics.accepted, statistics.completed, statistics.failed) == (12, 11, 1)
     assert statistics.total_seconds.count == 11
+    assert queue.statistics() == statistics, "nothing is counted twice"
 
 
 def test_statistics_add_up_while_an_express_run_is_under_way(start: Any) -> None:
@@ -96,6 +99,7 @@ def test_a_request_the_express_run_is_not_made_for_goes_through_a_worker(start: 
     queue = start(plan)
     assert queue(torch.ones(2, 1)).shape == (2, 1)
     assert "-worker-" in plan.launched[0][0]
+    assert queue.statistics().accepted == queue.statistics().completed == 1
 
 
 def test_a_call_with_a_deadline_does_not_run_on_its_caller_s_thread(start: Any) -> None:
@@ -114,9 +118,75 @@ def test_no_caller_overtakes_requests_that_wait(start: Any) -> None:
     assert gate.reached.wait(LONG)
     waiting = queue.submit(row(1))
     calling = in_thread(lambda: values(queue(row(2))))
+    wait_for_pending(queue, 2)
     gate.opened.set()
     assert_values(outcomes_of([first, waiting]), [0, 2])
     assert calling() == [4]
+    assert [batch for _, batch in plan.launched] == [[0], [1], [2]]
+
+
+def test_a_request_refused_on_the_caller_s_thread_was_never_accepted(start: Any) -> None:
+    queue = start(StubPlan(express=True))
+    for _ in range(3):
+        with pytest.raises(InvalidInputError):
+            queue("no tensor")
+    assert values(queue(row(1))) == [2]
+    statistics = queue.statistics()
+    assert (statistics.accepted, statistics.completed, statistics.failed) == (1, 1, 0)
+
+
+def test_a_failed_express_run_can_be_used_again(start: Any) -> None:
+    plan = StubPlan(finish=refuse_poison, express=True)
+    queue = start(plan, express=1)
+    for _ in range(3):
+        with pytest.raises(ArithmeticError):
+            queue(row(POISON))
+    assert values(queue(row(1))) == [2]
+    assert {thread for thread, _ in plan.launched} == {here()}
+
+
+@pytest.mark.parametrize("closed_seconds", [0.0, 1000.0])
+def test_where_express_runs_are_too_few_callers_go_through_workers_for_a_while(
+    start: Any, monkeypatch: pytest.MonkeyPatch, closed_seconds: float
+) -> None:
+    monkeypatch.setattr(_express, "_CLOSED_SECONDS", closed_seconds)
+    gate = Gate(1)
+    plan = StubPlan(finish=gate, express=True)
+    queue = start(plan, express=1)
+    busy = in_thread(lambda: values(queue(row(1))))
+    assert gate.reached.wait(LONG)
+    assert values(queue(row(2))) == [4], "through a worker, as the only run is in use"
+    gate.opened.set()
+    assert busy() == [2]
+    assert values(queue(row(3))) == [6]
+    own = [thread == here() for thread, batch in plan.launched if batch == [3.0]]
+    assert own == [closed_seconds == 0.0]
+
+
+def test_after_draining_express_runs_are_used_as_before(start: Any) -> None:
+    plan = StubPlan(express=True)
+    queue = start(plan, express=2)
+    for v in range(3):
+        assert values(queue(row(v))) == [2 * v]
+        assert queue.drain(LONG)
+    assert {thread for thread, _ in plan.launched} == {here()}
+
+
+def test_closing_closes_every_express_run(start: Any) -> None:
+    plan = StubPlan(express=True)
+    made: list[Any] = []
+    make = plan.express
+
+    def express(count: int) -> list[Any]:
+        made.extend(make(count))
+        return made
+
+    plan.express = express  # type: ignore[method-assign]
+    queue = start(plan, express=3)
+    queue(row(1))
+    assert [run.closed for run in made] == [False] * 3
+    assert queue.close()
+    assert [run.closed for run in made] == [True] * 3
 
 
 def test_an_express_run_is_used_by_one_caller_at_a_time(start: Any) -> None:
@@ -205,6 +275,21 @@ def test_a_leading_map_gives_every_result(start: Any, count: int, depth: int, or
     assert queue.statistics().completed == count
 
 
+def test_a_leading_map_reads_no_more_than_its_window(start: Any) -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[torch.Tensor]:
+        for v in range(100):
+            read.append(v)
+            yield row(v)
+
+    queue = start(leading(), depth=3)
+    results = queue.map(source(), window=3)
+    next(results)
+    assert len(read) == 2, "in chunks of a batch"
+    results.close()
+
+
 def test_a_map_does_a_worker_s_work_on_its_own_thread(start: Any) -> None:
     plan = leading()
     queue = start(plan, depth=2)
@@ -275,6 +360,34 @@ def test_drain_ends_what_a_leader_left_in_flight(start: Any) -> None:
     assert queue.drain(LONG)
     assert queue.statistics().completed == queue.statistics().accepted
     assert len(list(results)) == 7
+
+
+@pytest.mark.parametrize("way", ["drain", "close"])
+def test_draining_and_closing_wait_for_a_leader_at_work_and_end_what_it_gives_back(
+    start: Any, way: str
+) -> None:
+    gate = Gate(0)
+    queue = start(leading(finish=gate), depth=2)
+    results = queue.map([row(v) for v in range(4)], window=4)
+    first = in_thread(lambda: values(next(results)))
+    assert gate.reached.wait(LONG)  # the leader has a second batch in flight
+    ending = in_thread(lambda: getattr(queue, way)(timeout=LONG / 4))
+    eventually(lambda: queue.closed or queue._scheduler._draining > 0, "it has begun")
+    gate.opened.set()
+    assert first() == [0]
+    assert ending()  # though the consumer asks for nothing more
+    assert queue.statistics().completed == 4
+    results.close()
+
+
+def test_a_map_left_early_has_its_batches_ended_though_nobody_asks(start: Any) -> None:
+    queue = start(leading(), depth=3)
+    results = queue.map((row(v) for v in range(100)), window=20)
+    next(results)
+    assert queue.statistics().running > 0
+    results.close()
+    eventually(lambda: queue.statistics().running == 0, "the batches in flight end")
+    assert_adds_up(queue.statistics())
 
 
 def test_closing_ends_what_a_leader_left_in_flight(start: Any) -> None:

@@ -65,6 +65,56 @@ def test_submit_waits_while_max_pending_requests_wait(start: Any) -> None:
     assert model.batches == [[0], [1], [2], [3]]
 
 
+def test_as_many_come_up_as_there_is_room_for(start: Any) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_pending=2, max_batch_size=1)
+    mapping = in_thread(lambda: list(queue.map([row(v) for v in range(1, 6)], window=5)))
+    wait_for_pending(queue, 5)
+    model.step()
+    model.wait_for_call()
+    assert (queue._scheduler._pending.count, queue._scheduler._parked_live) == (2, 2)
+    model.open()
+    assert_values([first.result(LONG), *mapping()], [0, 2, 4, 6, 8, 10])
+
+
+def test_a_request_that_waits_for_room_can_be_cancelled(start: Any) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_pending=1, max_batch_size=1, depth=1)
+    seen: list[Any] = []
+
+    def callback(future: Any) -> None:  # on the worker's thread submit does not wait
+        parked = queue.submit(row(2))
+        seen.extend([parked.cancel(), parked.cancelled()])
+
+    first.add_done_callback(callback)
+    waiting = queue.submit(row(1))
+    model.open()
+    assert_values(outcomes_of([first, waiting]), [0, 2])
+    assert seen == [True, True]
+    assert queue.drain(LONG)
+    assert model.batches == [[0], [1]]
+
+
+def test_an_interrupt_while_submit_waits_for_room_takes_the_request_out(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    model = Held()
+    queue, first = occupied(start, model, max_pending=1)
+    waiting = queue.submit(row(1))
+    monkeypatch.setattr(threading, "Event", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        queue.submit(row(2))
+    monkeypatch.undo()
+    assert (queue.statistics().pending, queue.statistics().cancelled) == (1, 1)
+    model.open()
+    assert_values(outcomes_of([first, waiting]), [0, 2])
+    assert model.batches == [[0], [1]]
+
+
 def test_submit_does_not_return_before_there_is_room(start: Any) -> None:
     model = Held()
     queue, _ = occupied(start, model, max_pending=1)
@@ -257,6 +307,68 @@ def test_with_drop_oldest_max_pending_holds_beside_a_map(start: Any) -> None:
     first.result(LONG)
 
 
+def test_with_drop_oldest_the_requests_of_a_map_are_the_oldest_if_they_came_first(start: Any) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_pending=3, overflow="drop_oldest")
+    mapping = in_thread(lambda: list(queue.map([row(10), row(11)], return_exceptions=True)))
+    wait_for_pending(queue, 2)
+    futures = [queue.submit(row(1)), queue.submit(row(2))]  # for the second there is no room
+    model.open()
+    ends = mapping()
+    assert isinstance(ends[0], QueueFullError)
+    assert_values([ends[1], *outcomes_of([first, *futures])], [22, 0, 2, 4])
+
+
+def test_with_drop_oldest_requests_that_came_up_from_behind_max_pending_have_their_age(start: Any) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_pending=2, overflow="drop_oldest")
+    mapping = in_thread(lambda: list(queue.map([row(v) for v in range(10, 14)], return_exceptions=True)))
+    wait_for_pending(queue, 4)
+    model.step()
+    model.wait_for_call()  # 10 and 11 run, 12 and 13 came up
+    futures = [queue.submit(row(1)), queue.submit(row(2))]
+    model.open()
+    ends = mapping()
+    assert [type(end) for end in ends[2:]] == [QueueFullError, QueueFullError]
+    assert_values([*ends[:2], *outcomes_of([first, *futures])], [20, 22, 0, 2, 4])
+
+
+def test_with_drop_oldest_throwing_out_old_entries_keeps_those_that_wait(start: Any) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_pending=2, overflow="drop_oldest")
+    oldest = queue.submit(row(1), priority=-5)
+    for v in range(200):
+        assert queue.submit(row(v)).cancel()
+    futures = [queue.submit(row(v)) for v in (2, 3)]
+    assert isinstance(oldest.exception(LONG), QueueFullError)
+    model.open()
+    assert_values(outcomes_of([first, *futures]), [0, 4, 6])
+
+
+def test_with_drop_oldest_a_retried_request_keeps_its_age(start: Any) -> None:
+    def die(x: torch.Tensor) -> torch.Tensor:
+        if x[0, 0] == 1 and x.shape[0] > 1:
+            raise SystemExit
+        return x * 2
+
+    model = Held(die)
+    queue, first = occupied(start, model, max_pending=2, overflow="drop_oldest")
+    futures = [queue.submit(row(v)) for v in (1, 2)]
+    model.step()
+    model.wait_for_call()
+    futures += [queue.submit(row(v)) for v in (3, 4, 5)]  # for 5 there is no room: 3 is dropped
+    with watched() as steps:
+        retried = steps.stop("after", "Retry")
+        model.step()
+        retried.wait()
+        futures.append(queue.submit(row(6)))  # nor for 6: 1 came first of all
+        retried.release()
+    model.open()
+    ends = outcomes_of(futures)
+    assert [isinstance(end, QueueFullError) for end in ends] == [True, False, True, False, False, False]
+    assert_values([first.result(LONG), ends[1], *ends[3:]], [0, 4, 8, 10, 12])
+
+
 def test_a_retried_request_may_be_dropped_like_any_other(start: Any) -> None:
     def die(x: torch.Tensor) -> torch.Tensor:
         if x[0, 0] == 1 and x.shape[0] > 1:
@@ -357,6 +469,25 @@ def test_priority_holds_for_calls_and_map_too(start: Any) -> None:
     assert model.batches == [[0], [4], [2], [3], [1]]
 
 
+@pytest.mark.parametrize("way", ["call", "submit", "map"])
+def test_a_step_of_priority_is_worth_aging_seconds_and_no_more(start: Any, way: str) -> None:
+    model = Held()
+    queue, first = occupied(start, model, max_batch_size=1, aging=1e-9)
+    earlier = queue.submit(row(1))
+    later = in_thread(
+        lambda: {
+            "call": lambda: queue(row(2), priority=1),
+            "submit": lambda: queue.submit(row(2), priority=1).result(LONG),
+            "map": lambda: next(queue.map([row(2)], priority=1)),
+        }[way]()
+    )
+    wait_for_pending(queue, 2)
+    model.open()
+    assert values(later()) == [4]
+    outcomes_of([first, earlier])
+    assert model.batches == [[0], [1], [2]]
+
+
 def test_a_priority_that_is_no_number_is_refused(start: Any) -> None:
     queue = start(doubled)
     for way in (queue, queue.submit, lambda x, priority: queue.map([x], priority=priority)):
@@ -423,6 +554,18 @@ def test_deadlines_far_ahead_do_not_keep_ended_requests_alive(start: Any) -> Non
         outcomes_of([queue.submit(row(v), deadline=3600.0) for v in range(100)])
     assert requests_alive() < 400
     assert len(queue._scheduler._deadlines) < 400
+
+
+def test_cleaning_old_deadlines_keeps_those_of_running_requests(start: Any) -> None:
+    model = Held()
+    queue = start(model)
+    running = queue.submit(row(0), deadline=LONG)
+    model.wait_for_call()
+    for v in range(200):
+        assert queue.submit(row(v), deadline=LONG).cancel()
+    queue._scheduler.expire(time.perf_counter() + 2 * LONG)
+    assert isinstance(running.exception(0), DeadlineExceededError)
+    model.open()
 
 
 def test_cleaning_old_deadlines_loses_none_that_is_still_wanted(start: Any) -> None:

@@ -301,10 +301,11 @@ def test_a_plan_that_gives_too_few_results_fails_a_map(start: Any) -> None:
 # ---------------------------------------------------------------- leaving early
 
 
-def test_leaving_a_map_early_cancels_what_has_not_started(start: Any) -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_leaving_a_map_early_cancels_what_has_not_started(start: Any, ordered: bool) -> None:
     model = Held(held=2)
     queue = start(model, max_batch_size=2)
-    results = queue.map(Source(range(1000)), window=100)
+    results = queue.map(Source(range(1000)), window=100, ordered=ordered)
     model.step()
     next(results)
     model.wait_for_call(2)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import pytest
 import torch
-from helpers import LONG, Held, assert_adds_up, in_threads, outcomes_of, row, wait_for_pending
+from helpers import LONG, Held, StubPlan, assert_adds_up, in_threads, outcomes_of, row, wait_for_pending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steelworks.batching._request import MapSink, Request
+from steelworks.batching._scheduler import Scheduler, Sleeper
+from steelworks.batching.options import QueueOptions
 from steelworks.batching.statistics import ROWS_EDGES, SECONDS_EDGES, Histogram, HistogramSnapshot
 from steelworks.errors import InvalidInputError
 
@@ -182,3 +186,25 @@ def test_statistics_add_up_at_every_moment_of_a_busy_queue(start: Any) -> None:
     assert queue.drain(LONG)
     statistics = queue.statistics()
     assert statistics.accepted == statistics.ended == 750
+
+
+def test_the_histograms_of_a_batch_count_each_request_by_its_own_waiting_time() -> None:
+    scheduler = Scheduler(StubPlan(max_batch_size=8), QueueOptions(), workers=1)
+    started = time.perf_counter() - 20.0  # a batch that ran for 20 seconds
+    waited = [40.0, 0.03, 7.0, 0.0002, 0.8]
+    for seconds in waited:
+        arrived = started - seconds
+        scheduler.submit(Request(scheduler.plan.reader.read(row(1)), MapSink(), None, arrived, arrived))
+    batch = scheduler.take(Sleeper(), wait=False)
+    assert batch is not None
+    scheduler.complete(batch, [None] * len(batch), started)
+    statistics = scheduler.statistics()
+    ran = statistics.run_seconds.total
+    assert ran >= 20.0
+    wait, total = Histogram(SECONDS_EDGES), Histogram(SECONDS_EDGES)
+    for seconds in waited:
+        wait.observe(seconds)
+        total.observe(seconds + ran)
+    for found, expected in ((statistics.wait_seconds, wait), (statistics.total_seconds, total)):
+        assert found.counts == expected.snapshot().counts
+        assert found.total == pytest.approx(expected.snapshot().total)

@@ -1,4 +1,4 @@
-"""The ``steelworks`` command: ``demo``, ``bench`` and ``doctor``.
+"""The ``steelworks`` command: ``demo``, ``bench``, ``doctor`` and ``metal``.
 
 One module a command; modules with a leading underscore hold what the commands share. Nothing
 heavy is imported before a command needs it.

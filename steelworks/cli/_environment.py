@@ -63,7 +63,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
     }
 
@@ -115,18 +115,20 @@ _THREAD_VARIABLES = frozenset(
 def describe_versions() -> dict[str, str]:
     """Versions of Steelworks, Python and the packages that matter for the figures."""
     versions = {"steelworks": steelworks_version(), "python": platform.python_version()}
-    versions.update({name: version for name in _PACKAGES if (version := _version_of(name)) is not None})
+    versions.update({name: version for name in _PACKAGES if (version := version_of(name)) is not None})
     return versions
 
 
-def _version_of(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of ``package``; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the operating system gives it."""
     if sys.platform == "darwin":
         asked = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +36,27 @@ class SentenceEncoder(nn.Module):
         return functional.normalize(mean, dim=-1)
 
 
+class Tokens:
+    """Turns a text into token ids, at most 256 of them, without padding; safe to call from any thread."""
+
+    def __init__(self) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(_model_folder() / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+
+    def __call__(self, text: str) -> list[int]:
+        """Token ids of ``text``, ``[CLS]`` and ``[SEP]`` included."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def features(self, text: str) -> dict[str, torch.Tensor]:
+        """``input_ids`` and ``attention_mask`` of one text, each int64 of shape ``[1, L]``."""
+        ids = torch.tensor([self(text)])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 @dataclass(frozen=True)
 class MiniLM:
     """The model and its tokenizer.
@@ -52,7 +72,16 @@ class MiniLM:
 
 
 def load_minilm() -> MiniLM:
-    """Load the model; prints nothing and opens no connection.
+    """Load the model and its tokenizer; prints nothing and opens no connection.
+
+    Raises:
+        SteelworksError: if the package with the weights is not installed.
+    """
+    return MiniLM(load_encoder(), Tokens().features)
+
+
+def load_encoder() -> SentenceEncoder:
+    """Load the model alone: float32, evaluation mode, on the CPU. The unused pooler is left out.
 
     Raises:
         SteelworksError: if the package with the weights is not installed.
@@ -60,7 +89,6 @@ def load_minilm() -> MiniLM:
     folder = _model_folder()
     # Read by huggingface_hub when it is imported, so set before.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from tokenizers import Tokenizer
     from transformers import BertModel
     from transformers.utils import logging
 
@@ -69,18 +97,7 @@ def load_minilm() -> MiniLM:
     bert = BertModel.from_pretrained(
         folder, add_pooling_layer=False, attn_implementation="sdpa", local_files_only=True
     )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
-
-    def tokenize(text: str) -> dict[str, torch.Tensor]:
-        encoding: Any = tokenizer.encode(text)
-        return {
-            "input_ids": torch.tensor([encoding.ids]),
-            "attention_mask": torch.tensor([encoding.attention_mask]),
-        }
-
-    return MiniLM(SentenceEncoder(bert).eval(), tokenize)
+    return SentenceEncoder(bert).eval()
 
 
 def _model_folder() -> Path:

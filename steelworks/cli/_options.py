@@ -6,15 +6,39 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
-import torch
 import typer
 
 from steelworks.cli._environment import missing_packages
 from steelworks.errors import SteelworksError
 
+if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
+    import torch
+
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+# The options that demo and bench share.
+Callers = Annotated[int, typer.Option(help="Threads that send requests.")]
+PlotFile = Annotated[
+    Path | None, typer.Option("--plot", help="Draw the figures into this .png, .pdf or .svg.")
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
+]
+Repeats = Annotated[int, typer.Option(help="Run everything so often; medians are shown.")]
+Scenario = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
+]
+Isolate = Annotated[
+    bool | None,
+    typer.Option(
+        "--isolate/--no-isolate",
+        help="Run 'threads' in a process of its own, as plain threads may crash it. Default: on mps.",
+    ),
+]
+TIME_LIMIT_HELP = "Seconds after which a scenario sends no further request."
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -106,6 +130,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         CommandError: if there is no such device here.
     """
+    import torch
+
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -125,6 +151,8 @@ def resolve_device(name: str) -> torch.device:
 
 def device_title(device: torch.device) -> str:
     """The device's own name, for people."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"cpu": "CPU", "mps": "Apple GPU"}.get(device.type, device.type)

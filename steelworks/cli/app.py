@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from steelworks.cli import bench, demo, doctor
+from steelworks.cli import bench, demo, doctor, metal
 from steelworks.cli._environment import steelworks_version
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
+app.add_typer(metal.metal, name="metal")
 
 
 def _show_version(wanted: bool) -> None:

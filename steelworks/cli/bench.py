@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from steelworks.cli._options import check_scenarios, require_at_least, resolve_device, with_clear_errors
+from steelworks.cli._options import (
+    TIME_LIMIT_HELP,
+    Callers,
+    Isolate,
+    JsonFile,
+    PlotFile,
+    Repeats,
+    Scenario,
+    check_scenarios,
+    require_at_least,
+    resolve_device,
+    with_clear_errors,
+)
 
 
 @with_clear_errors
 def bench(
     model: Annotated[str, typer.Option(help="package.module:factory of your model; see above.")],
-    callers: Annotated[int, typer.Option(help="Threads that send requests.")] = 8,
+    callers: Callers = 8,
     requests: Annotated[
         int | None,
         typer.Option(help="Requests a scenario answers; default: as many as the factory gives."),
@@ -26,25 +37,12 @@ def bench(
         float | None,
         typer.Option(help="Largest accepted absolute difference from a single call; default: by dtype."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this .png, .pdf or .svg.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Run everything so often; medians are shown.")] = 1,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which a scenario sends no further request.")
-    ] = None,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
-    ] = None,
-    isolate: Annotated[
-        bool | None,
-        typer.Option(
-            "--isolate/--no-isolate",
-            help="Run 'threads' in a process of its own, as plain threads may crash it. Default: on mps.",
-        ),
-    ] = None,
+    plot: PlotFile = None,
+    json_file: JsonFile = None,
+    repeats: Repeats = 1,
+    time_limit: Annotated[float | None, typer.Option(help=TIME_LIMIT_HELP)] = None,
+    scenario: Scenario = None,
+    isolate: Isolate = None,
 ) -> None:
     """Measure your own model from many threads: plain, with a lock, batched offline, and queued.
 

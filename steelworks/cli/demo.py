@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from steelworks.cli._options import (
+    TIME_LIMIT_HELP,
+    Callers,
+    Isolate,
+    JsonFile,
+    PlotFile,
+    Repeats,
+    Scenario,
     check_scenarios,
     require_at_least,
     require_extra,
@@ -18,31 +24,18 @@ from steelworks.cli._options import (
 
 @with_clear_errors
 def demo(
-    callers: Annotated[int, typer.Option(help="Threads that send requests.")] = 8,
+    callers: Callers = 8,
     requests: Annotated[int, typer.Option(help="Requests a scenario answers.")] = 1000,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps, cpu.")
     ] = "auto",
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this .png, .pdf or .svg.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write versions, settings and figures to this file.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Run everything so often; medians are shown.")] = 1,
-    time_limit: Annotated[
-        float, typer.Option(help="Seconds after which a scenario sends no further request.")
-    ] = 50.0,
+    plot: PlotFile = None,
+    json_file: JsonFile = None,
+    repeats: Repeats = 1,
+    time_limit: Annotated[float, typer.Option(help=TIME_LIMIT_HELP)] = 50.0,
     seed: Annotated[int, typer.Option(help="Which sentences, and in which order.")] = 0,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this one (may be repeated): threads, lock, single, oracle, queue."),
-    ] = None,
-    isolate: Annotated[
-        bool | None,
-        typer.Option(
-            "--isolate/--no-isolate",
-            help="Run 'threads' in a process of its own, as plain threads may crash it. Default: on mps.",
-        ),
-    ] = None,
+    scenario: Scenario = None,
+    isolate: Isolate = None,
 ) -> None:
     """Embed real sentences with all-MiniLM-L6-v2 from many threads, in five ways side by side.
 

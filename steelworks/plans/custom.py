@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from steelworks.devices.base import Device, Stream
+from steelworks.devices.base import Device
 from steelworks.errors import ModelOutputError
+from steelworks.plans._immediate import ImmediateRunner
 from steelworks.plans.inputs import Group, InputReader, Lane, Reading
-from steelworks.plans.plan import Plan, Runner, Ticket
+from steelworks.plans.plan import Plan, Runner
 
 Collate = Callable[[list[Any]], Any]
 Split = Callable[[Any, list[Any]], Sequence[Any]]
@@ -45,7 +46,7 @@ class CustomPlan(Plan):
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner."""
-        return _CustomRunner(self, self.device.new_stream() if self.device.capabilities.streams else None)
+        return _CustomRunner(self)
 
     def predict(self, group: Group, rows: int, length: int) -> float:
         """In arbitrary units: one row as much as another."""
@@ -53,27 +54,10 @@ class CustomPlan(Plan):
         return float(rows)
 
 
-class _CustomTicket(Ticket):
-    __slots__ = ("results",)
-
-    def __init__(self, results: list[Any]) -> None:
-        self.results = results
-
-
-class _CustomRunner(Runner):
-    def __init__(self, plan: CustomPlan, stream: Stream | None) -> None:
+class _CustomRunner(ImmediateRunner):
+    def __init__(self, plan: CustomPlan) -> None:
+        super().__init__(plan.device)
         self._plan = plan
-        self._stream = stream
-
-    def launch(self, readings: Sequence[Reading]) -> Ticket:
-        if self._stream is None:
-            return _CustomTicket(self._run(readings))
-        with self._stream.use():
-            return _CustomTicket(self._run(readings))
-
-    def finish(self, ticket: Ticket) -> list[Any]:
-        assert isinstance(ticket, _CustomTicket)
-        return ticket.results
 
     def _run(self, readings: Sequence[Reading]) -> list[Any]:
         plan = self._plan

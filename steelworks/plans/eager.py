@@ -23,13 +23,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from steelworks.devices.base import Device, Stream
+from steelworks.devices.base import Device
 from steelworks.plans._compiled import Compiled
+from steelworks.plans._immediate import ImmediateRunner
 from steelworks.plans._packed import Twin, find_twin
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout
 from steelworks.plans.cost import FittedCost
 from steelworks.plans.inputs import Group, InputReader, Padding, Reading
-from steelworks.plans.plan import Plan, Runner, Ticket
+from steelworks.plans.plan import Plan, Runner
 
 logger = logging.getLogger("steelworks.plans")
 
@@ -84,8 +85,7 @@ class EagerPlan(Plan):
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner; they share the model and nothing else."""
-        stream = self.device.new_stream() if self.device.capabilities.streams else None
-        return _EagerRunner(self, stream)
+        return _EagerRunner(self)
 
     def predict(self, group: Group, rows: int, length: int) -> float:
         """Predicted seconds, from the batches that ran."""
@@ -256,27 +256,10 @@ class EagerPlan(Plan):
         return rows, answers
 
 
-class _EagerTicket(Ticket):
-    __slots__ = ("results",)
-
-    def __init__(self, results: list[Any]) -> None:
-        self.results = results
-
-
-class _EagerRunner(Runner):
-    def __init__(self, plan: EagerPlan, stream: Stream | None) -> None:
+class _EagerRunner(ImmediateRunner):
+    def __init__(self, plan: EagerPlan) -> None:
+        super().__init__(plan.device)
         self._plan = plan
-        self._stream = stream
-
-    def launch(self, readings: Sequence[Reading]) -> Ticket:
-        if self._stream is None:
-            return _EagerTicket(self._run(readings))
-        with self._stream.use():
-            return _EagerTicket(self._run(readings))
-
-    def finish(self, ticket: Ticket) -> list[Any]:
-        assert isinstance(ticket, _EagerTicket)
-        return ticket.results
 
     def _run(self, readings: Sequence[Reading]) -> list[Any]:
         plan = self._plan
