@@ -19,6 +19,8 @@ _numbers = itertools.count()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where tests/kernels runs the Metal kernels."""
     parser.addoption("--kernels-on", choices=["metalsim", "mps"], default="metalsim")
+
+
 # For scripts/planted_bugs.py: that a property fails is enough there; the smallest example is not needed.
 settings.register_profile("find-only", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 

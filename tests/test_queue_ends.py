@@ -1234,7 +1234,7 @@ def test_drain_waits_for_a_delivery_that_is_under_way(start: Any) -> None:
 def test_drain_ends_when_the_last_request_is_withdrawn_though_the_model_hangs(start: Any) -> None:
     model = Held()
     queue = start(model)
-    caller = in_thread(lambda: queue(row(1), deadline=0.3))
+    caller = in_thread(lambda: queue(row(1), deadline=1.0))
     model.wait_for_call()
     draining = in_thread(queue.drain)
     with pytest.raises(DeadlineExceededError):

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (fresh / "metalsim" / kind).symlink_to(used / kind)
     header = _toolchain.header(False)
     # The key of the header contains the place of its inputs: stay with the one there is.
-    monkeypatch.setattr(_toolchain, "header", lambda check: header)
+    monkeypatch.setattr(_toolchain, "header", lambda check, **_: header)
     monkeypatch.setenv("STEELWORKS_CACHE", str(fresh))
     return fresh / "metalsim"
 

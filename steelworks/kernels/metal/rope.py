@@ -109,8 +109,8 @@ def rope(
     batches, heads, length, width = x.shape
     if frequencies.dim() != 2 or frequencies.shape[0] != 2 or frequencies.dtype != torch.float32:
         raise InvalidInputError(
-            f"rope: frequencies is {frequencies.dtype} of shape {tuple(frequencies.shape)}; float32 of shape (2, pairs) "
-            "is needed: rope_frequencies makes it"
+            f"rope: frequencies is {frequencies.dtype} of shape {tuple(frequencies.shape)}; float32 of shape "
+            "(2, pairs) is needed: rope_frequencies makes it"
         )
     pairs = frequencies.shape[1]
     if 2 * pairs > width:

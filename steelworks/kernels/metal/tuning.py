@@ -155,7 +155,11 @@ ROW_TEAMS: Final = (
     Row(RowTeam(8, 4), "32 rows in a threadgroup of 256; three shuffles, no barrier", {"length": (None, 32)}),
     Row(RowTeam(32, 4), "8 rows in a threadgroup of 256; no barrier", {"length": (None, 128)}),
     Row(RowTeam(32, 16), "16 floats of registers a lane; still no barrier", {"length": (None, 512)}),
-    Row(RowTeam(0, 4), "16 bytes of float a thread and row; one barrier; up to 1024 threads", {"length": (None, 4096)}),
+    Row(
+        RowTeam(0, 4),
+        "16 bytes of float a thread and row; one barrier; up to 1024 threads",
+        {"length": (None, 4096)},
+    ),
     Row(RowTeam(0, 16), "the row is read once up to here: 16 floats of registers", {"length": (None, 16384)}),
     Row(RowTeam(0, 4, looped=True), "beyond 1024 threads times 16 elements: read twice, whatever the length"),
 )
@@ -165,7 +169,11 @@ ROW_TEAMS: Final = (
 
 #: Places of a column that a thread keeps in registers; 0: it reads the column twice.
 SOFTMAX_COLUMNS: Final = (
-    Row(8, "one simdgroup for every 8 places: 2 to 32 of them, and the column is read once", {"length": (None, 256)}),
+    Row(
+        8,
+        "one simdgroup for every 8 places: 2 to 32 of them, and the column is read once",
+        {"length": (None, 256)},
+    ),
     Row(32, "32 simdgroups with 32 floats of registers a lane", {"length": (None, 1024)}),
     Row(0, "longer than 32 simdgroups can keep: read twice"),
 )
@@ -345,6 +353,7 @@ def gemm_splits(rule: GemmSplit, threadgroups: int, m: int, n: int, k: int, elem
     by_traffic = element_bytes * k * (m + n) // (8 * m * n * rule.traffic)
     return max(1, min(wanted, k // rule.least_terms, rule.most, by_traffic))
 
+
 # --- lora -------------------------------------------------------------------------------------------------------
 
 
@@ -462,7 +471,11 @@ QUANTIZED_VECTOR_ROWS: Final = 8
 QUANTIZED_VECTORS: Final = (
     Row(QuantizedVector(1, 4, 8), "8 values of x serve 4 columns", {"rows": (None, 1)}),
     Row(QuantizedVector(4, 4, 8), "16 sums and 32 values of x a lane", {"rows": (None, 4)}),
-    Row(QuantizedVector(8, 2, 8), "16 sums and 64 values of x a lane; the weight is read once", {"rows": (None, 8)}),
+    Row(
+        QuantizedVector(8, 2, 8),
+        "16 sums and 64 values of x a lane; the weight is read once",
+        {"rows": (None, 8)},
+    ),
 )
 
 QUANTIZED_TILES: Final = (
@@ -510,7 +523,11 @@ SCAN_ELEMENTS: Final = 4
 
 #: Lanes that share a row; 0: the whole threadgroup.
 SCAN_TEAMS: Final = (
-    Row(32, "up to four steps of a simdgroup, 8 rows in a threadgroup of 256; no barrier", {"length": (None, 512)}),
+    Row(
+        32,
+        "up to four steps of a simdgroup, 8 rows in a threadgroup of 256; no barrier",
+        {"length": (None, 512)},
+    ),
     Row(0, "a threadgroup a row, a thread for every packet up to 1024; one barrier for each 4,096 elements"),
 )
 
