@@ -18,7 +18,6 @@ _WHERE = {
     "oracle": "oracle:Oracle",
     "steelworks": "steelworks_queue:Steelworks",
     "steelworks_max_wait": "steelworks_queue:SteelworksMaxWait",
-    "steelworks_frozen": "steelworks_queue:SteelworksFrozen",
     "steelworks_deterministic": "steelworks_queue:SteelworksDeterministic",
     "steelworks_asyncio": "steelworks_queue:SteelworksAsyncio",
 }

@@ -62,18 +62,6 @@ class SteelworksMaxWait(Steelworks):
         return (Setting("max_wait 5 ms", options={"max_batch_size": 32, "max_wait": 0.005}),)
 
 
-class SteelworksFrozen(Steelworks):
-    """The wait, and weights stored for small batches."""
-
-    name = "steelworks_frozen"
-
-    @classmethod
-    def settings(cls, cores: int) -> tuple[Setting, ...]:
-        """One setting: the wait and ``freeze_weights``."""
-        options = {"max_batch_size": 32, "max_wait": 0.005, "freeze_weights": True}
-        return (Setting("max_wait 5 ms, frozen weights", options=options),)
-
-
 class SteelworksDeterministic(Steelworks):
     """The same with bit-identical answers whatever the batch mates."""
 

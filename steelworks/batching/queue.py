@@ -85,8 +85,6 @@ class BatchQueue:
         compile: run the model through ``torch.compile`` first.
         packing: run encoders without padding in their linear layers where that is right and wins;
             None decides by measurement.
-        freeze_weights: on the CPU, linear layers read transposed copies of their weights: faster for small
-            batches, more memory, and blind to later changes of the model's weights.
         tracing: OpenTelemetry spans; None for where they are set up.
         **options: the fields of :class:`steelworks.QueueOptions`: ``max_pending``, ``overflow``,
             ``max_wait``, ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``,
@@ -113,7 +111,6 @@ class BatchQueue:
         lengths: Sequence[int] | None = None,
         compile: bool = False,
         packing: bool | None = None,
-        freeze_weights: bool = False,
         tracing: bool | None = None,
         max_pending: int = 8192,
         overflow: Overflow = "block",
@@ -155,7 +152,6 @@ class BatchQueue:
             unbatched=unbatched,
             compile=compile,
             packing=packing,
-            freeze_weights=freeze_weights,
             collate=collate,
             split=split,
         )

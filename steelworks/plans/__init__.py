@@ -13,7 +13,6 @@ from torch import nn
 
 from steelworks.devices import resolve
 from steelworks.devices.base import Device
-from steelworks.plans._frozen import freeze
 from steelworks.plans.custom import CustomPlan
 from steelworks.plans.eager import EagerOptions, EagerPlan
 from steelworks.plans.inputs import Padding
@@ -36,7 +35,6 @@ class PlanOptions:
     unbatched: bool = False
     compile: bool = False
     packing: bool | None = None
-    freeze_weights: bool = False
     collate: Callable[[list[Any]], Any] | None = None
     split: Callable[[Any, list[Any]], Sequence[Any]] | None = None
 
@@ -66,7 +64,6 @@ def plan(
     deterministic: bool = False,
     compile: bool = False,
     packing: bool | None = None,
-    freeze_weights: bool = False,
 ) -> Plan:
     """Make ``model`` ready for one device and for inputs like ``example``.
 
@@ -86,13 +83,10 @@ def plan(
         deterministic: results bit-identical whatever runs together (I3).
         compile: run the model through ``torch.compile`` first.
         packing: no padding inside encoders, where that is right and wins; None decides by measurement.
-        freeze_weights: on the CPU, linear layers read transposed copies of their weights: faster for small
-            batches, more memory, and blind to later changes of the model's weights.
 
     Raises:
         InvalidInputError: the example has no tensors.
-        ValueError: a batch size or length is not a whole number of 1 or more, or ``freeze_weights`` does not
-            fit the device or model.
+        ValueError: a batch size or length is not a whole number of 1 or more.
     """
     if max_batch_size is None:
         max_batch_size = max(batch_sizes) if batch_sizes else 32
@@ -104,7 +98,6 @@ def plan(
         deterministic=deterministic,
         compile=compile,
         packing=packing,
-        freeze_weights=freeze_weights,
     )
     made = make_plans(model, example, device, None, options)[0]
     made.warm_up()
@@ -144,13 +137,6 @@ def make_plans(
 
 
 def _make_plan(model: Any, example: Any, device: Device, options: PlanOptions) -> Plan:
-    if options.freeze_weights:
-        if device.torch_device.type != "cpu":
-            raise ValueError(
-                f"freeze_weights=True is for the CPU, and the device is {device.torch_device}; leave it out "
-                "(on CUDA, compile=True freezes the weights)"
-            )
-        model = freeze(model)
     if options.collate is not None:
         return CustomPlan(model, device, options.max_batch_size, options.collate, options.split)
     if device.capabilities.graphs and not options.deterministic and isinstance(model, nn.Module):
