@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit bench doctor clean
+.PHONY: help demo test lint format types unit mutants bench doctor clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,7 @@ help:
 	@echo "make demo     embed real sentences from 8 threads: plain threads, a lock, a batch queue side by side"
 	@echo "make test     lint, types and tests"
 	@echo "make lint     ruff check, ruff format --check, mypy"
+	@echo "make mutants  break each barrier and each bounds guard of the Metal kernels in turn; the checks must notice"
 	@echo "make format   let ruff mend and format the code"
 	@echo "make bench    steelworks bench for a model of your own, with BENCH_ARGS=\"--model package.module:factory\""
 	@echo "make doctor   what device, torch and hazards apply on this machine"
@@ -53,6 +54,10 @@ lint: $(VENV)/stamp-test
 unit: $(VENV)/stamp-test
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mutants: $(VENV)/stamp-test
+	@echo "== mutants of the Metal kernels"
+	@$(BIN)/python -m verification.mutants.metal
 
 test: $(VENV)/stamp-test
 	@echo "== test: lint, types, then the tests"

@@ -16,7 +16,7 @@ from steelworks.kernels.metal import _launch
 from .cases import cases as all_cases
 from .find import Header, Mutant, closure, find, read_headers
 from .report import Result, family_of, read_survivors
-from .run import CAUGHT, SURVIVED, UNREACHED, Plan, Verdict, compiled_elsewhere, measure, run_mutants
+from .run import CAUGHT, PROBE, SURVIVED, UNREACHED, Plan, Verdict, compiled_elsewhere, measure, run_mutants
 
 #: Of a sample, one guard of so many.
 SAMPLE_OF: int = 16
@@ -29,6 +29,7 @@ def main() -> int:
     began = time.monotonic()
     headers = read_headers(_launch.ROOT)
     found = find(headers)
+    headers[f"probe/{PROBE.name}"] = Header.parse(f"probe/{PROBE.name}", PROBE.read_text(encoding="utf-8"))
     survivors = read_survivors()
     chosen = _choose(found, arguments)
     if arguments.list:
@@ -77,12 +78,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="part of a mutant's id")
     parser.add_argument("--family", action="append", default=[], help="a folder of the kernels, or 'shared'")
     parser.add_argument(
-        "--sample", action="store_true", help=f"all barriers, and of the guards one in {SAMPLE_OF}: for a minute"
+        "--sample",
+        action="store_true",
+        help=f"all barriers, and of the guards one in {SAMPLE_OF}: for a minute",
     )
     parser.add_argument("--thorough", action="store_true", help="try listed survivors on all cases too")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all verdicts there")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled kernels there for the next run")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep compiled kernels there for the next run"
+    )
     parser.add_argument("--list", action="store_true", help="list the mutants and end")
     parser.add_argument("--verbose", action="store_true", help="a line for each mutant")
     return parser.parse_args()

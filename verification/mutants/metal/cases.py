@@ -15,9 +15,9 @@ import torch
 from _cases import assert_close, embedded, padded_rows  # tests/kernels
 
 from steelworks.kernels import reference
-from steelworks.kernels.metal import tuning
 from steelworks.kernels.metal import gemm as gemm_host
 from steelworks.kernels.metal import reduce as reduce_host
+from steelworks.kernels.metal import tuning
 from steelworks.kernels.metal._launch import Variant, empty, launch
 from steelworks.kernels.metal.attention import attention
 from steelworks.kernels.metal.conv2d import conv2d
@@ -127,15 +127,25 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention("tiles", 37, 63, 64, 40, masked=True)
     yield _attention("tiles, causal", 37, 63, 40, 64, masked=True, causal=True, batch=2)
     yield _attention("tiles, causal, more queries than keys", 70, 33, 64, 64, masked=True, causal=True)
-    yield _attention("tiles of halves that threads do not divide", 33, 45, 80, 72, dtype=F16)
+    yield _attention("tiles of halves that threads do not divide", 33, 64, 80, 72, dtype=F16)
     yield _attention("shared tile", 19, 23, 130, 256, causal=True)
     yield _attention("shared tile, whole keys", 17, 23, 256, 130)
+    yield _attention("tiles, whole blocks of keys", 33, 64, 40, 40, masked=True)
+    yield _attention("shared tile, whole blocks of keys", 17, 24, 130, 130)
 
 
 # --- conv2d -------------------------------------------------------------------------------------------------
 
 
-def _conv2d(name: str, shape: Sequence[int], weight_shape: Sequence[int], *, last: bool = False, infinite: bool = False, **options: Any) -> Case:
+def _conv2d(
+    name: str,
+    shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *,
+    last: bool = False,
+    infinite: bool = False,
+    **options: Any,
+) -> Case:
     x, weight = _draw(*shape), _draw(*weight_shape)
     if infinite:
         x[0, 0, 5, 3] = float("inf")  # in the windows of some outputs only
@@ -214,14 +224,19 @@ def _embedding_cases() -> Iterator[Case]:
 
 
 def _gemm(
-    name: str, choice: tuning.GemmChoice, a: torch.Tensor, b: torch.Tensor, splits: int = 1, *, extras: bool = False
+    name: str,
+    choice: tuning.GemmChoice,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    splits: int = 1,
+    *,
+    extras: bool = False,
 ) -> Case:
     m, n = a.shape[-2], b.shape[-1]
     options: dict[str, Any] = {"bias": _draw(n), "residual": padded_rows(_draw(m, n))} if extras else {}
-    fixed = {"trans_a": False, "trans_b": False, "alpha": 1.0, "beta": 1.0, "activation": None, "out_dtype": None}
 
     def run() -> torch.Tensor:
-        problem = gemm_host._problem(a, b, **{"bias": None, "residual": None, **fixed, **options})
+        problem = gemm_host._problem(a, b, gemm_host._Options(**options))
         gemm_host._run(problem, choice, splits)
         return problem.out
 
@@ -259,8 +274,10 @@ def _gemm_cases() -> Iterator[Case]:
 # --- lora ---------------------------------------------------------------------------------------------------
 
 
-def _lora(name: str, m: int, n: int, k: int, r: int, *, adapters: Sequence[int] = (), apart: bool = False) -> Case:
-    x, weight, bias = _draw(m, k), _draw(n, k), _draw(n)
+def _lora(
+    name: str, m: int, n: int, k: int, r: int, *, adapters: Sequence[int] = (), apart: bool = False
+) -> Case:
+    x, weight, bias = _draw(m, k), padded_rows(_draw(n, k)), _draw(n)
     x = padded_rows(x) if apart else x
     if adapters:
         count = 3
@@ -294,7 +311,10 @@ def _lora_cases() -> Iterator[Case]:
     yield _lora("tiles", 31, 31, 40, 20, apart=True)
     yield _lora("tiles, whole rank and rows", 32, 45, 47, 32)
     yield _lora("tiles, adapters", 45, 32, 37, 5, adapters=(2, -1, 0, 3, 2))
-    yield _lora("tiles, adapters, whole rank", 33, 32, 40, 8, adapters=(1, 1, 0))
+    yield _lora(
+        "tiles, adapters, whole rank, a tile without any", 34, 32, 40, 8, adapters=(*(-1,) * 32, 1, 0)
+    )
+    yield _lora("tiles, adapters, two rows a lane", 64, 40, 16, 8, adapters=(*(0,) * 32, *(2,) * 32))
 
 
 # --- norms --------------------------------------------------------------------------------------------------
@@ -310,7 +330,9 @@ def _norms_cases() -> Iterator[Case]:
         weight, bias, residual = _draw(width), _draw(width) * 0.5, _draw(*x.shape) * 0.5
         total = x + residual
 
-        def want(total: torch.Tensor = total, weight: torch.Tensor = weight, bias: torch.Tensor = bias) -> torch.Tensor:
+        def want(
+            total: torch.Tensor = total, weight: torch.Tensor = weight, bias: torch.Tensor = bias
+        ) -> torch.Tensor:
             return reference.layer_norm(total, 1, weight, bias, 1e-5)
 
         def size(total: torch.Tensor = total, weight: torch.Tensor = weight) -> torch.Tensor:
@@ -325,7 +347,12 @@ def _norms_cases() -> Iterator[Case]:
             width,
         )
 
-        def verify(got: tuple[torch.Tensor, torch.Tensor], total: torch.Tensor = total, want: Any = want, size: Any = size) -> None:
+        def verify(
+            got: tuple[torch.Tensor, torch.Tensor],
+            total: torch.Tensor = total,
+            want: Any = want,
+            size: Any = size,
+        ) -> None:
             assert_close("norms", got[0], want(), "norm", terms=total.shape[-1], magnitude=size())
             assert_close("norms", got[1], total, "sum", terms=2, magnitude=4.0)
 
@@ -354,6 +381,27 @@ def _norms_cases() -> Iterator[Case]:
         lambda: _norm_size(x) * (1.0 + weight.double().abs()),
         1001,
     )
+
+
+# --- probe ------------------------------------------------------------------------------------------------------
+
+
+def _probe_cases() -> Iterator[Case]:
+    for group in (32, 96):
+        x = _draw(2, group)
+
+        def run(x: torch.Tensor = x, group: int = group) -> torch.Tensor:
+            out = empty((2, group, 2), x.dtype, x.device)
+            launch(Variant("probe", "probe", ("float",)), x, out, threads=(2 * group,), group=(group,))
+            return out
+
+        def want(x: torch.Tensor = x) -> torch.Tensor:
+            both = torch.stack([x.double().sum(-1), x.double().amax(-1)], -1)
+            return both.unsqueeze(1).expand(2, x.shape[-1], 2)
+
+        yield _close(
+            "probe", f"{group} threads", run, want, lambda x=x: x.double().abs().sum(-1)[:, None, None], group
+        )  # type: ignore[misc]
 
 
 # --- quantized ----------------------------------------------------------------------------------------------
@@ -466,6 +514,7 @@ def _scan_cases() -> Iterator[Case]:
     yield _scan("short rows", padded_rows(_draw(11, 31)), -1)
     yield _scan("short rows, dense, exclusive", _draw(11, 263), -1, exclusive=True)
     yield _scan("a threadgroup a row", _draw(2, 5003), -1)
+    yield _scan("a threadgroup a row, of few simdgroups", _draw(2, 1003), -1)
     yield _scan("rows in three launches", _draw(3, 515), -1, least=100)
     yield _scan("columns", _draw(2, 21, 33), 1)
     yield _scan("columns in three launches, exclusive", _draw(2, 79, 33), 1, least=16, exclusive=True)
@@ -500,7 +549,7 @@ def _sort_cases() -> Iterator[Case]:
             "sort",
             name,
             lambda x=x, dim=dim: sort(x, dim),  # type: ignore[misc]
-            lambda x=x, dim=dim: torch.sort(x, dim, stable=True),  # type: ignore[misc]
+            lambda x=x, dim=dim: torch.sort(x, dim=dim, stable=True),  # type: ignore[misc]
         )
 
 
@@ -514,11 +563,11 @@ def _topk_cases() -> Iterator[Case]:
     ):
 
         def run(x: torch.Tensor = x, k: int = k, dim: int = dim) -> Result:
-            with patch.object(tuning, "TOPK_CHUNK", 256):  # by the table thousands
+            with patch.object(tuning, "TOPK_CHUNK", 200):  # by the table thousands
                 return topk(x, k, dim, largest=False)
 
         def want(x: torch.Tensor = x, k: int = k, dim: int = dim) -> list[torch.Tensor]:
-            return [part.narrow(dim, 0, k) for part in torch.sort(x, dim, stable=True)]
+            return [part.narrow(dim, 0, k) for part in torch.sort(x, dim=dim, stable=True)]
 
         yield _same("topk", name, run, want)
 
@@ -526,7 +575,9 @@ def _topk_cases() -> Iterator[Case]:
 # --- softmax ------------------------------------------------------------------------------------------------
 
 
-def _softmax_launched(kernel: str, last: int, x: torch.Tensor, params: list[int], groups: int, group: int) -> torch.Tensor:
+def _softmax_launched(
+    kernel: str, last: int, x: torch.Tensor, params: list[int], groups: int, group: int
+) -> torch.Tensor:
     out = empty(x.shape, x.dtype, x.device)
     variant = Variant("softmax", kernel, ("float", "float", False, last))
     launch(variant, x, out, params, threads=(groups * group,), group=(group,))
@@ -570,6 +621,7 @@ _FAMILIES: Final = {
     "gemm": _gemm_cases,
     "lora": _lora_cases,
     "norms": _norms_cases,
+    "probe": _probe_cases,
     "quantized": _quantized_cases,
     "reduce": _reduce_cases,
     "rope": _rope_cases,

@@ -2,23 +2,25 @@
 
 The rules, in full:
 
-* ``barrier-removed``, ``barrier-weakened``: each ``threadgroup_barrier(...)`` and ``simdgroup_barrier(...)`` goes, or its
-  memory flags become ``mem_none``.
-* A *guard* is the condition of an ``if``, ``?:``, ``for`` or ``while``, the value of a bool, or what a predicate of an
-  index header returns. Its *atoms* are the comparisons in it, and calls of functions of an index header. Atoms whose words
-  are all compile-time constants (``BM``, ``kSteps``, literals) choose a variant and are left alone; so are bare flags.
-* A guard counts if it stands in an index header (``index.h``), or in a function that touches memory (has a subscript, a
-  ``*reinterpret_cast``, or a pointer to device or threadgroup memory). A ``?:`` outside of index headers counts only if a branch has a subscript, calls an index
-  function or is -1, or if it makes an integer.
-* ``guard-removed``: one atom is replaced by what lets the access through. That is ``true``, unless the guard is of the
-  leaving kind, which jumps away or takes a constant (``if (row >= ROWS) break;``, ``first >= size ? 0 : ...``); then it is
-  ``false``. A loop's only atom is not removed: the loop would never end.
+* ``barrier-removed``, ``barrier-weakened``: each ``threadgroup_barrier(...)`` and ``simdgroup_barrier(...)`` goes,
+  or its memory flags become ``mem_none``.
+* A *guard* is the condition of an ``if``, ``?:``, ``for`` or ``while``, the value of a bool, or what a predicate of
+  an index header returns. Its *atoms* are the comparisons in it, and calls of functions of an index header. Atoms
+  whose words are all compile-time constants (``BM``, ``kSteps``, literals) choose a variant and are left alone; so
+  are bare flags.
+* A guard counts if it stands in an index header, or in a function that touches memory (has a
+  subscript, a ``*reinterpret_cast``, or a pointer to device or threadgroup memory). A ``?:`` outside of index
+  headers counts only if a branch has a subscript, calls an index function or is -1, or if it makes an integer.
+* ``guard-removed``: one atom is replaced by what lets the access through. That is ``true``, unless the guard is of
+  the leaving kind, which jumps away or takes a constant (``if (row >= ROWS) break;``, ``first >= size ? 0 : ...``);
+  then it is ``false``. A loop's only atom is not removed: the loop would never end.
 * ``guard-widened``: one atom lets one more through (``<`` becomes ``<=``, of the leaving kind ``>=`` becomes ``>``;
   otherwise the bound moves by one). A comparison with 0 from below is not widened; its removal says more.
-* ``clamp-first``, ``clamp-second``: a ``?:``, ``min`` or ``max`` that makes an integer out of two others is replaced
-  by one of them.
+* ``clamp-first``, ``clamp-second``: a ``?:``, ``min`` or ``max`` that makes an integer out of two others is
+  replaced by one of them.
 
-Relational operators have blanks on both sides and angle brackets of templates have not: the headers are formatted so.
+Relational operators have blanks on both sides and angle brackets of templates have not: the headers are formatted
+so.
 """
 
 from __future__ import annotations
@@ -166,8 +168,9 @@ class Header:
 
     @property
     def is_index(self) -> bool:
-        """Holds guarded address computations."""
-        return self.file.endswith("index.h")
+        """Holds address computations: C functions, which are ``static inline``, and nothing of Metal."""
+        words = {token.text for token in self._tokens}
+        return {"static", "inline"} <= words and not words & {"METAL_FUNC", "kernel", "namespace", "template"}
 
     def _text(self, i: int) -> str:
         return self._tokens[i].text if 0 <= i < len(self._tokens) else ""
@@ -180,7 +183,9 @@ class Header:
             while classes and i > classes[-1][1]:
                 classes.pop()
             if text in ("struct", "class") and self._tokens[i + 1].kind == "word":
-                body = next((j for j in range(i, len(self._tokens)) if self._text(j) in ("{", ";", ")", ">")), i)
+                body = next(
+                    (j for j in range(i, len(self._tokens)) if self._text(j) in ("{", ";", ")", ">")), i
+                )
                 j = body
                 while self._text(j) not in ("{", ";", ")"):
                     j += 1
@@ -209,7 +214,7 @@ class Header:
             return None
         last = self._match[body]
         start = opening
-        while start and self._text(start) not in (";", "}", "{", ":") or self._text(start - 1) == ":":
+        while (start and self._text(start) not in (";", "}", "{", ":")) or self._text(start - 1) == ":":
             start -= 1
         is_kernel = any(self._text(j) == "kernel" for j in range(start, opening))
         inside = range(body + 1, last)
@@ -229,9 +234,13 @@ class _Finder:
         self.found: list[Mutant] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         texts = [t.text for t in self.tokens]
-        self.bools = {texts[i + 1] for i in range(len(texts) - 1) if texts[i] == "bool" and texts[i - 1] not in "<,"}
+        self.bools = {
+            texts[i + 1] for i in range(len(texts) - 1) if texts[i] == "bool" and texts[i - 1] not in "<,"
+        }
         self.integers = {
-            texts[i + 1] for i in range(len(texts) - 1) if texts[i] in ("int", "long") and texts[i + 1].isidentifier()
+            texts[i + 1]
+            for i in range(len(texts) - 1)
+            if texts[i] in ("int", "long") and texts[i + 1].isidentifier()
         }
 
     def run(self) -> list[Mutant]:
@@ -239,7 +248,9 @@ class _Finder:
             self.function = function
             words = self._words(function.signature, function.last)
             pointers = "device" in words or "threadgroup" in words
-            self.guards = self.header.is_index or pointers or self._touches_memory(function.first, function.last)
+            self.guards = (
+                self.header.is_index or pointers or self._touches_memory(function.first, function.last)
+            )
             self._walk(function)
         return self.found
 
@@ -258,7 +269,8 @@ class _Finder:
 
     def _calls_index(self, first: int, last: int) -> bool:
         return any(
-            self._text(i) in self.index_functions and i + 1 < last and self._text(i + 1) == "(" for i in range(first, last)
+            self._text(i) in self.index_functions and i + 1 < last and self._text(i + 1) == "("
+            for i in range(first, last)
         )
 
     def _add(self, kind: str, first: int, last: int, replacement: str, guard: tuple[int, int]) -> None:
@@ -299,11 +311,9 @@ class _Finder:
                 self._ternary(i)
             elif text in ("min", "max") and following == "(" and self._text(i - 1) not in (".", "::"):
                 self._clamp_call(i)
-            elif text == "=" and self._text(i - 1) in self.bools:
-                end = self._end_of_expression(i + 1)
-                if "?" not in self._words(i + 1, end):
-                    self._atoms("guard", i + 1, end, leaving=False, guard=(i + 1, end))
-            elif text == "return" and self.header.is_index:
+            elif (text == "=" and self._text(i - 1) in self.bools) or (
+                text == "return" and self.header.is_index
+            ):
                 end = self._end_of_expression(i + 1)
                 if "?" not in self._words(i + 1, end):
                     self._atoms("guard", i + 1, end, leaving=False, guard=(i + 1, end))
@@ -330,11 +340,12 @@ class _Finder:
         return any(
             self._text(i + 1) == "("
             and (
-                self.tokens[i].kind == "word"
-                and self._text(i) not in (*_NOT_FUNCTIONS, *_TYPES)
-                and not self._constant(i, i + 1)
-                or self._text(i) == ">"
-                and self.tokens[i].end == self.tokens[i + 1].start  # f<T>(...)
+                (
+                    self.tokens[i].kind == "word"
+                    and self._text(i) not in (*_NOT_FUNCTIONS, *_TYPES)
+                    and not self._constant(i, i + 1)
+                )
+                or (self._text(i) == ">" and self.tokens[i].end == self.tokens[i + 1].start)  # f<T>(...)
             )
             for i in range(first, last)
         )
@@ -349,7 +360,9 @@ class _Finder:
         ignored = frozenset((variable,)) if starts_constant else frozenset[str]()
         condition = (first_semicolon + 1, second)
         count = self._words(*condition).count("&&") + 1
-        self._atoms("loop" if count == 1 else "guard", *condition, leaving=False, guard=condition, ignored=ignored)
+        self._atoms(
+            "loop" if count == 1 else "guard", *condition, leaving=False, guard=condition, ignored=ignored
+        )
 
     def _find(self, mark: str, first: int, last: int) -> int:
         i = first
@@ -384,7 +397,11 @@ class _Finder:
         """Whether a branch is an address or an access, or says "outside"."""
         if self._words(first, last) == ["-", "1"]:
             return False
-        return self._touches_memory(first, last) or self._calls_index(first, last) or self._against_outside(first, last)
+        return (
+            self._touches_memory(first, last)
+            or self._calls_index(first, last)
+            or self._against_outside(first, last)
+        )
 
     def _against_outside(self, first: int, last: int) -> bool:
         """Whether the other branch is -1."""
@@ -474,13 +491,21 @@ class _Finder:
                 yield begin, end, i
                 return
             i = self.match[i] + 1 if self._text(i) in _OPEN else i + 1
-        if self._text(begin) in self.index_functions and self._text(begin + 1) == "(" and self.match[begin + 1] == end - 1:
+        if (
+            self._text(begin) in self.index_functions
+            and self._text(begin + 1) == "("
+            and self.match[begin + 1] == end - 1
+        ):
             yield begin, end, None
 
     def _is_relation(self, i: int) -> bool:
         before, after = self.tokens[i].start, self.tokens[i].end
         source = self.header.source
-        return source[before - 1].isspace() and source[after].isspace() and self._text(i - 1) not in ("template", "operator")
+        return (
+            source[before - 1].isspace()
+            and source[after].isspace()
+            and self._text(i - 1) not in ("template", "operator")
+        )
 
     def _has_runtime_atom(self, first: int, last: int) -> bool:
         return any(not self._constant(begin, end) for begin, end, _ in self._split(first, last))
@@ -549,7 +574,9 @@ class _Finder:
 
 def read_headers(root: Path) -> dict[str, Header]:
     """All headers of the kernels, by their path relative to ``root``."""
-    files = sorted(p.relative_to(root).as_posix() for pattern in ("*.h", "*.metal") for p in root.rglob(pattern))
+    files = sorted(
+        p.relative_to(root).as_posix() for pattern in ("*.h", "*.metal") for p in root.rglob(pattern)
+    )
     return {file: Header.read(root, file) for file in files}
 
 
@@ -581,7 +608,9 @@ def reached(headers: Mapping[str, Header], file: str, kernel: str) -> set[tuple[
 
     By name: of two functions with the same name both count.
     """
-    functions: Sequence[tuple[str, Function]] = [(f, g) for f in closure(headers, file) for g in headers[f].functions]
+    functions: Sequence[tuple[str, Function]] = [
+        (f, g) for f in closure(headers, file) for g in headers[f].functions
+    ]
     by_word: dict[str, list[tuple[str, Function]]] = {}
     for at, function in functions:
         owner, _, name = function.name.rpartition(".")

@@ -83,7 +83,9 @@ class Result:
             if name not in self.ids:
                 found.append(f"{name}: there is no such mutant any more; take it off the list")
             elif self.ids[name] != entry.text:
-                found.append(f"{name}: it replaces {self.ids[name]!r}, the list says {entry.text!r}; look at it again")
+                found.append(
+                    f"{name}: it replaces {self.ids[name]!r}, the list says {entry.text!r}; look at it again"
+                )
         for mutant, verdict in self.verdicts.items():
             if verdict.outcome == CAUGHT and mutant.id in self.survivors:
                 found.append(f"{mutant.id}: it is caught ({verdict.how}); take it off the list")
@@ -128,7 +130,9 @@ class Result:
         lines.append("caught by: " + ", ".join(f"{way} {count}" for way, count in ways.most_common()))
         for mutant, verdict in self.verdicts.items():
             if verdict.outcome == INVALID:
-                lines.append(f"not a mutant (does not compile): {mutant.id}: {mutant.text} -> {mutant.replacement}")
+                lines.append(
+                    f"not a mutant (does not compile): {mutant.id}: {mutant.text} -> {mutant.replacement}"
+                )
         for mutant in self.unexplained:
             verdict = self.verdicts[mutant]
             lines.append(

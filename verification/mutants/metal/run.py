@@ -33,8 +33,10 @@ CPU_SECONDS: Final = 15
 #: Of a clock, after which a child that does not even use its processor is ended.
 WALL_SECONDS: Final = 300
 #: Cases that a mutant on the list of survivors is tried on.
-FEW: Final = 4
+FEW: Final = 3
 
+#: A kernel beside those of the families.
+PROBE: Final = Path(__file__).with_name("probe.h")
 CAUGHT, SURVIVED, INVALID, UNREACHED = "caught", "survived", "not a mutant", "not reached"
 
 
@@ -66,11 +68,13 @@ class Baseline:
     Attributes:
         variants: What each case launches.
         seconds: How long it takes once it is compiled.
+        compiling: How long each kernel takes to compile.
         faults: Cases that are wrong even so.
     """
 
     variants: dict[str, tuple[Variant, ...]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    compiling: dict[Variant, float] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,6 +91,18 @@ def compiled_elsewhere(directory: Path | None) -> Iterator[None]:
                 del os.environ["STEELWORKS_CACHE"]
             else:
                 os.environ["STEELWORKS_CACHE"] = before
+
+
+@contextmanager
+def own_headers() -> Iterator[Path]:
+    """From here on, this process launches kernels from a copy of the headers, with the probe beside them."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        root = Path(folder).resolve() / "metal"
+        shutil.copytree(_launch.ROOT, root, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+        (root / "probe").mkdir()
+        shutil.copy(PROBE, root / "probe" / PROBE.name)
+        _launch.ROOT, _launch.INCLUDE = root, root / "include"  # type: ignore[misc]
+        yield root
 
 
 def notice(case: Case) -> Verdict | None:
@@ -123,6 +139,7 @@ def measure(cases: Sequence[Case], jobs: int) -> Baseline:
         if isinstance(answer, Baseline):
             baseline.variants |= answer.variants
             baseline.seconds |= answer.seconds
+            baseline.compiling |= answer.compiling
             baseline.faults |= answer.faults
         else:
             baseline.faults[family] = f"{answer.how}: {answer.detail}"
@@ -146,9 +163,18 @@ def _measure_family(cases: Sequence[Case]) -> Baseline:
     def recorded(key: tuple[str, Variant]) -> Any:
         if key[1] not in launched:
             launched.append(key[1])
-        return get(key)
+        began = time.perf_counter()
+        kernel = get(key)
+        baseline.compiling.setdefault(key[1], time.perf_counter() - began)
+        return kernel
 
     _launch._KERNELS.get = recorded  # type: ignore[method-assign]
+    with own_headers():
+        _run_all(cases, baseline, launched)
+    return baseline
+
+
+def _run_all(cases: Sequence[Case], baseline: Baseline, launched: list[Variant]) -> None:
     for case in cases:
         launched.clear()
         problem = notice(case)
@@ -159,7 +185,6 @@ def _measure_family(cases: Sequence[Case]) -> Baseline:
         if problem is None:
             notice(case)
         baseline.seconds[case.id] = time.perf_counter() - began
-    return baseline
 
 
 # --- with one -------------------------------------------------------------------------------------------------
@@ -169,7 +194,11 @@ class Plan:
     """Which cases each mutant is tried on, the quickest first."""
 
     def __init__(self, headers: Mapping[str, Header], cases: Sequence[Case], baseline: Baseline) -> None:
-        self._cases = sorted(cases, key=lambda case: baseline.seconds[case.id])
+        def cost(case: Case) -> float:
+            compiling = sum(baseline.compiling[variant] for variant in baseline.variants[case.id])
+            return compiling + baseline.seconds[case.id]
+
+        self._cases = sorted(cases, key=cost)
         self._variants = baseline.variants
         reaches = {
             variant: reached(headers, variant.header_path, variant.kernel)
@@ -199,11 +228,8 @@ class Plan:
 def try_mutant(mutant: Mutant, source: str, cases: Sequence[Case], plan: Plan) -> Verdict:
     """In a process of its own: puts the mutant into a copy of the headers, and runs the cases until one notices."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        root = Path(folder).resolve() / "metal"
-        shutil.copytree(_launch.ROOT, root, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+    with own_headers() as root:
         (root / mutant.file).write_text(mutant.applied(source), encoding="utf-8")
-        _launch.ROOT, _launch.INCLUDE = root, root / "include"  # type: ignore[misc]
         verdict = _first_notice(cases, plan)
     return Verdict(
         verdict.outcome,
