@@ -277,7 +277,9 @@ def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 # --- reduce ---------------------------------------------------------------------------------------------------
 
 
-def reduce(operation: str, x: torch.Tensor, dim: int | Sequence[int] | None, *, keepdim: bool = False) -> torch.Tensor:
+def reduce(
+    operation: str, x: torch.Tensor, dim: int | Sequence[int] | None, *, keepdim: bool = False
+) -> torch.Tensor:
     """An operation of ``metal.reduce``; floating-point tensors become float64, others stay."""
     exact = x.double() if x.is_floating_point() else x
     dims = list(range(x.dim())) if dim is None else dim
@@ -286,7 +288,9 @@ def reduce(operation: str, x: torch.Tensor, dim: int | Sequence[int] | None, *, 
         return found
     name = {"max": "amax", "min": "amin"}.get(operation, operation)
     exact = exact if x.dim() else exact.reshape(1)
-    combined: torch.Tensor = getattr(torch, name)(exact, dims if x.dim() else 0, keepdim=keepdim and x.dim() > 0)
+    combined: torch.Tensor = getattr(torch, name)(
+        exact, dims if x.dim() else 0, keepdim=keepdim and x.dim() > 0
+    )
     return combined.bool() if operation in ("any", "all") else combined
 
 
