@@ -314,6 +314,15 @@ def test_tiled_attention_reads_keys_once_a_block_of_queries_and_no_scores() -> N
     assert counters.mmas == 2 * 64 * 64 * 64 / 8**3
 
 
+def test_a_causal_block_of_queries_skips_keys_that_none_of_its_rows_sees() -> None:
+    q, k, v, _ = _tensors(Case(33, 33))
+    with metalsim.options(check=True) as session:
+        attention(q, k, v, causal=True)
+    blocks = 1 + 2  # of 32 keys, for the first 32 queries and for the last one
+    assert session.counters.barriers == 2 * blocks
+    assert session.counters.mmas == blocks * 2 * 32 * 32 * 64 / 8**3
+
+
 def test_the_host_lays_parameters_out_as_the_kernels_do() -> None:
     header = Path(family.__file__).with_suffix("") / "params.h"
     assert re.findall(r"^  int (\w+);", header.read_text(), re.M) == list(family._Params._fields)

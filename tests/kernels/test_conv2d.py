@@ -260,6 +260,15 @@ def test_a_tile_reads_the_weight_once_and_writes_each_pixel_once() -> None:
         assert counters.mmas == pixels * 32 * 80 / 8**3  # 72 inner indices in steps of 16
 
 
+def test_whole_steps_are_followed_by_no_empty_one() -> None:
+    for last in (False, True):
+        case = Case(4, 32, (5, 9), (2, 2), last=last, bias=False)
+        t = _tensors(case)
+        with metalsim.options(check=True) as session:
+            _call(case, t)
+        assert session.counters.mmas == 4 * 8 * 32 * 16 / 8**3  # 16 inner indices are one step
+
+
 def test_the_host_lays_parameters_out_as_the_kernels_do() -> None:
     header = Path(family.__file__).with_suffix("") / "params.h"
     assert re.findall(r"^  int (\w+);", header.read_text(), re.M) == list(family._Params._fields)
@@ -279,6 +288,8 @@ def test_unfit_arguments_are_refused_with_a_reason() -> None:
         (lambda: conv2d(t.x, t.weight, padding="full"), "'same' or 'valid'"),
         (lambda: conv2d(t.x, t.weight, padding="same", stride=2), "needs stride 1"),
         (lambda: conv2d(t.x, t.weight, dilation=3), "must fit into the padded input"),
+        (lambda: conv2d(t.x, t.weight, padding=2**30, stride=2**20), "take less padding"),
+        (lambda: conv2d(t.x, t.weight, padding="same", dilation=2**29), "take less padding"),
         (lambda: conv2d(t.x, t.weight[..., :0]), "at least one tap"),
         (lambda: conv2d(t.x, t.weight, activation="tanh"), "allowed are None, 'relu'"),
     ):

@@ -238,6 +238,15 @@ def test_one_row_reads_packed_weights_once() -> None:
     assert session.counters.device_written == 4 * 64
 
 
+def test_a_tile_multiplies_no_more_terms_than_whole_steps_hold() -> None:
+    for k, steps in ((63, 2), (64, 2), (65, 3)):
+        x, weight, _ = _tensors(Case(32, 32, k))
+        with metalsim.options(check=True) as session:
+            quantized_linear(x, weight)
+        assert session.counters.mmas == 32 * 32 * 32 * steps / 8**3, k
+        assert session.counters.barriers == 2 * steps, k
+
+
 def test_the_host_lays_parameters_out_as_the_kernels_do() -> None:
     header = Path(family.__file__).with_suffix("") / "params.h"
     assert re.findall(r"^  int (\w+);", header.read_text(), re.M) == list(family._Params._fields)

@@ -260,7 +260,7 @@ def test_a_shared_row_is_read_twice_and_written_once() -> None:
 
 
 def test_a_short_row_costs_no_barrier_and_a_long_one_one_for_each_step() -> None:
-    for length, barriers in ((500, 0), (600, 1), (4096, 1), (4097, 2)):
+    for length, barriers in ((500, 0), (600, 1), (640, 1), (4096, 1), (4097, 2)):
         with metalsim.options() as session:
             cumsum(_draw(1, length))
         assert session.counters.barriers == barriers, length

@@ -142,6 +142,13 @@ def test_device_bytes_of_a_tile_are_the_input_twice_and_the_outputs() -> None:
         assert session.counters.device_written == 12 * x.numel(), shape
 
 
+def test_a_tile_costs_two_barriers_for_each_doubling_of_its_runs() -> None:
+    for length, doublings in ((8, 0), (9, 1), (16, 1), (17, 2), (256, 5), (257, 6), (TILE, 8)):
+        with metalsim.options() as session:
+            sort(draw(1, length))
+        assert session.counters.barriers == 2 + 2 * doublings, length  # from runs of 8
+
+
 def test_a_merge_reads_and_writes_every_pair_once() -> None:
     length = 2 * TILE
     x = draw(length)

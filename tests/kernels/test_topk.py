@@ -146,6 +146,16 @@ def test_nothing_and_scalars_have_a_result() -> None:
     assert values.shape == torch.Size([]) and values.item() == 2.5 and indices.item() == 0
 
 
+def test_a_byte_costs_two_barriers_and_an_atomic_for_each_open_element_and_bin() -> None:
+    for length, k in ((197, 20), (250, 64)):
+        with metalsim.options() as session:
+            topk(torch.ones(1, length), k)
+        digits = 4 + 1  # all keys are equal, so every byte of the key and of the place is looked at
+        rounds = (k - 1).bit_length() - 3  # of merging the winners, from runs of 8
+        assert session.counters.atomics == 1 + 256 + digits * (length + 256) + k
+        assert session.counters.barriers == 1 + 2 * digits + 1 + 2 * rounds + 1
+
+
 def test_a_row_is_read_once_and_its_winners_once_more() -> None:
     for rows, length, k in ((3, 500, 10), (1, CHUNK, 1000), (2, 33, 33)):
         x = draw(rows, length)

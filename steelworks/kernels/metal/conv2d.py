@@ -13,6 +13,8 @@ from ._launch import SIMD_WIDTH, Variant, empty, launch, metal_type
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_PIXELS = 2**31 - 1
+#: Of the input with its zeros: so that CONV2D_NO_ROW (conv2d/index.h) is above it under every tap.
+_MOST_EXTENT = 2**30
 
 
 class _Params(NamedTuple):
@@ -166,12 +168,14 @@ def _padding(
     if padding == "same":
         if stride != (1, 1):
             raise InvalidInputError(f"padding is 'same' and stride {stride}; 'same' needs stride 1")
+        _check_extents(size, (reach[0], reach[1]))
         return (reach[0] // 2, reach[1] // 2), size
     if isinstance(padding, str) and padding != "valid":
         raise InvalidInputError(
             f"padding is {padding!r}; a number, two numbers, 'same' or 'valid' are allowed"
         )
     zeros = (0, 0) if isinstance(padding, str) else _pair(padding, "padding", 0)
+    _check_extents(size, (2 * zeros[0], 2 * zeros[1]))
     room = [extent + 2 * pad - far - 1 for extent, pad, far in zip(size, zeros, reach, strict=True)]
     if min(room) < 0:
         raise InvalidInputError(
@@ -179,6 +183,14 @@ def _padding(
             f"{reach[0] + 1} x {reach[1] + 1}; the kernel must fit into the padded input"
         )
     return zeros, (room[0] // stride[0] + 1, room[1] // stride[1] + 1)
+
+
+def _check_extents(size: tuple[int, int], zeros: tuple[int, int]) -> None:
+    if max(extent + added for extent, added in zip(size, zeros, strict=True)) >= _MOST_EXTENT:
+        raise InvalidInputError(
+            f"the input is {size[0]} x {size[1]}, and {zeros[0]} rows and {zeros[1]} columns of zeros are added; each "
+            f"extent must stay below {_MOST_EXTENT}: take less padding"
+        )
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> None:

@@ -28,7 +28,6 @@ class _Params:
     batch_stride: int
     head_stride: int
     row_stride: int
-    batches: int
     offset_step: int
     inverse: int
 
@@ -132,7 +131,6 @@ def rope(
         batch_stride,
         head_stride,
         row_stride,
-        batches,
         offset_step=int(offsets.numel() > 1),
         inverse=int(inverse),
     )

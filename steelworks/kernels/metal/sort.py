@@ -24,9 +24,7 @@ class Pairs:
 class _Params:
     """sort/params.h: the same fields in the same order."""
 
-    rows: int
     length: int
-    x_length: int
     x_stride: int
     inner: int
     flip: int
@@ -78,9 +76,7 @@ def sort_lines(
 ) -> None:
     """Sorts all elements of each line, or ``length`` chosen ones, into ``values`` and ``indices``."""
     tile = tuning.SORT_THREADS * tuning.SORT_ELEMENTS
-    params = _Params(
-        lines.lines, length, lines.length, lines.stride, lines.inner, -int(descending), tile, tile
-    )
+    params = _Params(length, lines.stride, lines.inner, -int(descending), tile, tile)
     x, type_name = lines.tensor, metal_type(lines.tensor.dtype)
     tiles = ceil_div(length, tile)
     source, width = chosen, 0

@@ -21,12 +21,10 @@ _MOST_THREADS = 1024
 class _Params:
     """topk/params.h: the same fields in the same order."""
 
-    rows: int
     length: int
     chunk: int
     k: int
     kept: int
-    x_length: int
     x_stride: int
     inner: int
     flip: int
@@ -101,12 +99,10 @@ def _select(
     chunks = ceil_div(length, chunk)
     kept = target.keys.shape[1] if isinstance(target, Pairs) else k
     params = _Params(
-        lines.lines,
         length,
         chunk,
         k,
         kept,
-        lines.length,
         lines.stride,
         lines.inner,
         -int(largest),

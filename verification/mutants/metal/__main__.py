@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,27 @@ from pathlib import Path
 
 import torch
 
+from steelworks import metalsim
 from steelworks.kernels.metal import _launch
+from steelworks.metalsim._toolchain import find_compiler
 
 from .cases import cases as all_cases
 from .find import Header, Mutant, closure, find, read_headers
+from .hints import HINTS, read_hints, write_hints
 from .report import Result, family_of, read_survivors
-from .run import CAUGHT, PROBE, SURVIVED, UNREACHED, Plan, Verdict, compiled_elsewhere, measure, run_mutants
+from .run import (
+    CAUGHT,
+    PROBE,
+    SURVIVED,
+    UNREACHED,
+    Plan,
+    Verdict,
+    compiled_elsewhere,
+    compiled_quickly,
+    cores,
+    measure,
+    run_mutants,
+)
 
 #: Of a sample, one guard of so many.
 SAMPLE_OF: int = 16
@@ -37,7 +53,13 @@ def main() -> int:
             _say(f"{mutant.id}  (line {mutant.line})  {mutant.text} -> {mutant.replacement}")
         _say(f"{len(chosen)} mutants")
         return 0
-    with compiled_elsewhere(arguments.cache):
+    try:
+        find_compiler()
+    except metalsim.errors.ToolchainError as problem:
+        _say(f"evidence missing: no mutant of a Metal kernel was tried. {problem}")
+        _say("verdict: FAILED; there is nothing to compile them with")
+        return 1
+    with compiled_elsewhere(arguments.cache), compiled_quickly():
         cases = [case for case in all_cases() if case.family in _families(headers, chosen)]
         baseline = measure(cases, arguments.jobs)
         if baseline.faults:
@@ -58,14 +80,20 @@ def main() -> int:
                 )
 
         few = frozenset[str]() if arguments.thorough else frozenset(survivors)
-        run_mutants(chosen, headers, Plan(headers, cases, baseline), arguments.jobs, few=few, done=done)
+        hints = read_hints()
+        plan = Plan(headers, cases, baseline, hints)
+        run_mutants(chosen, headers, plan, arguments.jobs, few=few, done=done)
     ordered = {mutant: verdicts[mutant] for mutant in chosen}
     result = Result(ordered, survivors, len(chosen) == len(found), {m.id: m.text for m in found})
     seconds = time.monotonic() - began
     if arguments.json:
         arguments.json.write_text(json.dumps(result.data(seconds), indent=1) + "\n", encoding="utf-8")
+    if arguments.write_hints:
+        hints |= {mutant.id: verdict.case for mutant, verdict in verdicts.items() if verdict.case}
+        write_hints({name: case for name, case in hints.items() if name in result.ids})
     _say(result.text(seconds))
-    _say(f"verdict: {'passed' if result.passed else 'FAILED'}")
+    _say(f"{seconds:.0f} s with {arguments.jobs} at a time; {_processor_seconds():.0f} s of processor time")
+    _say("verdict: passed" if result.passed else f"verdict: FAILED; {'; '.join(result.faults)}")
     return 0 if result.passed else 1
 
 
@@ -83,10 +111,17 @@ def _arguments() -> argparse.Namespace:
         help=f"all barriers, and of the guards one in {SAMPLE_OF}: for a minute",
     )
     parser.add_argument("--thorough", action="store_true", help="try listed survivors on all cases too")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (2)")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), help="processes at a time (as many as there are cores)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all verdicts there")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep compiled kernels there for the next run"
+    )
+    parser.add_argument(
+        "--write-hints",
+        action="store_true",
+        help=f"note in {HINTS.name} which case caught each mutant: the next run begins with it",
     )
     parser.add_argument("--list", action="store_true", help="list the mutants and end")
     parser.add_argument("--verbose", action="store_true", help="a line for each mutant")
@@ -110,6 +145,12 @@ def _families(headers: Mapping[str, Header], mutants: Sequence[Mutant]) -> set[s
     """Those whose headers contain, or include, one that is mutated."""
     files = {mutant.file for mutant in mutants}
     return {file.partition("/")[0] for file in headers if files.intersection(closure(headers, file))}
+
+
+def _processor_seconds() -> float:
+    """Of this process and all that it waited for, the compiler's too."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _say(line: str) -> None:

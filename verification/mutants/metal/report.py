@@ -15,6 +15,8 @@ from .run import CAUGHT, INVALID, SURVIVED, UNREACHED, Verdict
 SURVIVORS: Final = Path(__file__).with_name("survivors.toml")
 #: Of the mutants that are not equivalent, so many must be caught.
 LEAST_CAUGHT: Final = 0.98
+#: Of all mutants, so many may be on the list as equivalent.
+MOST_EQUIVALENT: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,27 @@ class Result:
         return counts[CAUGHT] / possible if possible else 1.0
 
     @property
+    def faults(self) -> list[str]:
+        """Why the run fails; empty if enough were caught, every survivor has a reason, and the list is right."""
+        faults = []
+        if self.share_caught < LEAST_CAUGHT:
+            faults.append(f"less than {100 * LEAST_CAUGHT:.0f} % caught")
+        if self.unexplained:
+            faults.append(f"{len(self.unexplained)} survived without a reason")
+        if self.stale:
+            faults.append(f"{len(self.stale)} stale in {SURVIVORS.name}")
+        equivalent = sum(entry.equivalent for entry in self.survivors.values())
+        if equivalent > MOST_EQUIVALENT * len(self.ids):
+            faults.append(
+                f"{equivalent} of {len(self.ids)} listed as equivalent, "
+                f"which is more than {100 * MOST_EQUIVALENT:.0f} %"
+            )
+        return faults
+
+    @property
     def passed(self) -> bool:
-        """Enough were caught, every survivor has a reason, and the list is right."""
-        return self.share_caught >= LEAST_CAUGHT and not self.unexplained and not self.stale
+        """There is no reason why not."""
+        return not self.faults
 
     def text(self, seconds: float) -> str:
         """Tables and lists to print."""

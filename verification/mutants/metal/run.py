@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from _cases import poisoned  # tests/kernels
@@ -22,18 +24,27 @@ from _cases import poisoned  # tests/kernels
 from steelworks import metalsim
 from steelworks.kernels.metal import _launch
 from steelworks.kernels.metal._launch import Variant
+from steelworks.metalsim import _toolchain
 
 from .cases import Case
 from .find import Header, Mutant, reached
 
 #: schedule, order, seed.
 SCHEDULES: Final = (("run_ahead", "shuffled", 7), ("ring", "forward", 0), ("run_ahead", "reverse", 0))
-#: Of processor time, after which a child "does not end"; a whole case takes a fifth of a second.
-CPU_SECONDS: Final = 15
+#: A case "does not end" after so many times the processor time that it takes without a mutant, ...
+PATIENCE: Final = 20
+#: ... and after so many seconds at least.
+CPU_SECONDS: Final = 3
 #: Of a clock, after which a child that does not even use its processor is ended.
 WALL_SECONDS: Final = 300
 #: Cases that a mutant on the list of survivors is tried on.
 FEW: Final = 3
+
+#: In a child: where to say which case is next, should it be the last one.
+_telling: Final[list[Connection]] = []
+
+#: Flags of the compiler, and what they are replaced by.
+_QUICK: Final = {"-O1": "-O0", "-O2": "-O0"}
 
 #: A kernel beside those of the families.
 PROBE: Final = Path(__file__).with_name("probe.h")
@@ -46,9 +57,9 @@ class Verdict:
 
     Attributes:
         outcome: CAUGHT, SURVIVED, INVALID (it does not compile) or UNREACHED (in no kernel of any case).
-        how: A finding's kind, "wrong value", "crash", "does not end", or an error's type.
+        how: A finding's kind, "wrong value", "wrong counter", "crash", "does not end", or an error's type.
         case: The case that noticed.
-        detail: One line more.
+        detail: One line more: under which schedule, and what was said.
         tried: Runs of cases.
         seconds: By the clock.
     """
@@ -80,10 +91,16 @@ class Baseline:
 
 @contextmanager
 def compiled_elsewhere(directory: Path | None) -> Iterator[None]:
-    """Compiled kernels go to a directory of their own: by default one that is deleted."""
+    """Compiled kernels go to a directory of their own, by default one that is deleted; the runtime is the usual one."""
     before = os.environ.get("STEELWORKS_CACHE")
+    _toolchain.runtime_library()
+    runtimes = _toolchain.cache_directory() / "runtime"
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         os.environ["STEELWORKS_CACHE"] = str(directory or folder)
+        own = _toolchain.cache_directory()
+        own.mkdir(parents=True, exist_ok=True)
+        if not (own / runtimes.name).exists():
+            (own / runtimes.name).symlink_to(runtimes, target_is_directory=True)
         try:
             yield
         finally:
@@ -108,18 +125,41 @@ def own_headers() -> Iterator[Path]:
 def notice(case: Case) -> Verdict | None:
     """Runs a case under every schedule; what is wrong with it, or None."""
     for schedule, order, seed in SCHEDULES:
-        where = f"{case.id} ({schedule}, {order})"
+        where = f"({schedule}, {order})"
         with metalsim.options(check=True, schedule=schedule, order=order, seed=seed) as session:
             with poisoned(session):
                 result = case.run()
         if session.findings:
             finding = session.findings[0]
-            return Verdict(CAUGHT, finding.kind, where, " / ".join(str(finding).splitlines()))
+            return Verdict(CAUGHT, finding.kind, case.id, f"{where} {' / '.join(str(finding).splitlines())}")
         try:
             case.verify(result)
         except AssertionError as problem:
-            return Verdict(CAUGHT, "wrong value", where, str(problem).splitlines()[0])
+            return Verdict(CAUGHT, "wrong value", case.id, f"{where} {str(problem).splitlines()[0]}")
+        for name, right in case.counters.items():
+            count = getattr(session.counters, name)
+            if count != right:
+                return Verdict(
+                    CAUGHT, "wrong counter", case.id, f"{where} {name}: {count} instead of {right}"
+                )
     return None
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """Kernels are compiled with all checks and without optimisation, which takes half the time."""
+    flags = _toolchain.mode_flags
+
+    def quick(check: bool, *, plain_vectors: bool = False) -> tuple[str, ...]:
+        return tuple(_QUICK.get(flag, flag) for flag in flags(check, plain_vectors=plain_vectors))
+
+    with patch.object(_toolchain, "mode_flags", quick):
+        yield
 
 
 # --- without a mutant -----------------------------------------------------------------------------------------
@@ -191,13 +231,28 @@ def _run_all(cases: Sequence[Case], baseline: Baseline, launched: list[Variant])
 
 
 class Plan:
-    """Which cases each mutant is tried on, the quickest first."""
+    """Which cases each mutant is tried on: the one that caught it last, then the quickest first.
 
-    def __init__(self, headers: Mapping[str, Header], cases: Sequence[Case], baseline: Baseline) -> None:
+    Args:
+        headers: All of them.
+        cases: What there is to try.
+        baseline: What they launch, and how long they take.
+        hints: By the mutant's id, the case that caught it last.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, Header],
+        cases: Sequence[Case],
+        baseline: Baseline,
+        hints: Mapping[str, str] | None = None,
+    ) -> None:
         def cost(case: Case) -> float:
             compiling = sum(baseline.compiling[variant] for variant in baseline.variants[case.id])
             return compiling + baseline.seconds[case.id]
 
+        self._hints = hints or {}
+        self._seconds = baseline.seconds
         self._cases = sorted(cases, key=cost)
         self._variants = baseline.variants
         reaches = {
@@ -218,7 +273,12 @@ class Plan:
         first: dict[tuple[Variant, ...], Case] = {}
         for case in found:
             first.setdefault(self._variants[case.id], case)
-        return [*first.values(), *(case for case in found if case not in first.values())]
+        order = [*first.values(), *(case for case in found if case not in first.values())]
+        return sorted(order, key=lambda case: case.id != self._hints.get(mutant.id))
+
+    def allowed(self, case: Case) -> float:
+        """Seconds of processor time after which a case does not end."""
+        return max(CPU_SECONDS, PATIENCE * self._seconds[case.id])
 
     def variants(self, cases: Sequence[Case]) -> list[Variant]:
         """All that these cases launch."""
@@ -241,13 +301,24 @@ def try_mutant(mutant: Mutant, source: str, cases: Sequence[Case], plan: Plan) -
     )
 
 
+def _limit(seconds: float) -> None:
+    """From now on this process may use so much processor time; then it gets SIGXCPU."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    limit = math.ceil(usage.ru_utime + usage.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def _first_notice(cases: Sequence[Case], plan: Plan) -> Verdict:
     for number, case in enumerate(cases):
         try:
+            _limit(WALL_SECONDS)
             if number < 2:
                 # What the first cases launch, then all the rest in one go: one by one takes several times as long.
                 with metalsim.options(check=True):
                     _launch.prepare(*plan.variants(cases[:1] if number == 0 else cases))
+            _limit(plan.allowed(case))
+            for sender in _telling:
+                sender.send(case.id)
             problem = notice(case)
         except metalsim.errors.MetalSyntaxError as error:
             return Verdict(INVALID, "does not compile", case.id, str(error).splitlines()[-1])
@@ -292,6 +363,7 @@ def run_children(
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(work))
     running: dict[Connection, tuple[str, Any, float]] = {}
+    at: dict[str, str] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             name, call = waiting.pop()
@@ -300,37 +372,45 @@ def run_children(
             child.start()
             sender.close()
             running[receiver] = (name, child, time.monotonic())
-        for receiver in wait(list(running), timeout=1.0):
-            assert isinstance(receiver, Connection)
-            name, child, began = running.pop(receiver)
+        for ready in wait(list(running), timeout=1.0):
+            receiver = next(r for r in running if r is ready)
+            name, child, began = running[receiver]
             try:
                 answer = receiver.recv()
             except EOFError:
                 answer = None
+            if isinstance(answer, str):
+                at[name] = answer
+                continue
+            del running[receiver]
             receiver.close()
             child.join()
-            collect(name, _death(child.exitcode, time.monotonic() - began) if answer is None else answer)
+            if answer is None:
+                answer = _death(child.exitcode, at.get(name, ""), time.monotonic() - began)
+            collect(name, answer)
         for receiver, (name, child, began) in list(running.items()):
             if time.monotonic() - began > WALL_SECONDS:
                 child.kill()
                 child.join()
                 receiver.close()
                 del running[receiver]
-                collect(name, Verdict(CAUGHT, "does not end", seconds=time.monotonic() - began))
+                collect(
+                    name, Verdict(CAUGHT, "does not end", at.get(name, ""), seconds=time.monotonic() - began)
+                )
 
 
-def _death(status: int | None, seconds: float) -> Verdict:
+def _death(status: int | None, case: str, seconds: float) -> Verdict:
     number = -(status or 0)
     name = signal.Signals(number).name if number > 0 else f"status {status}"
     if number == signal.SIGXCPU:
-        return Verdict(CAUGHT, "does not end", detail=f"{CPU_SECONDS} s of processor time", seconds=seconds)
-    return Verdict(CAUGHT, "crash", detail=name, seconds=seconds)
+        return Verdict(CAUGHT, "does not end", case, seconds=seconds)
+    return Verdict(CAUGHT, "crash", case, name, seconds=seconds)
 
 
 def _child(call: Callable[[], Any], sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     torch.set_num_threads(1)
+    _telling.append(sender)
     answer = call()
     sender.send(answer if answer is not None else Verdict(SURVIVED))
     sender.close()

@@ -127,7 +127,7 @@ template <typename T, typename M, int MASK, int BQ, int BK, int BD, int SIMDS, b
         if (key >= limit) {
           score = -INFINITY;
         } else if (MASK != MASK_NONE) {
-          const long at = attention_mask(mask_from, row, key, p.q_len, p.k_len, p.mask_row, p.mask_key);
+          const long at = attention_mask(mask_from, row, key, p.mask_row, p.mask_key);
           score = softmax_masked<MASK>(score, mask[at]);
         }
         scores[j][e] = score;
@@ -166,8 +166,7 @@ template <typename T, typename M, int MASK, int BQ, int BK, int BD, int SIMDS, b
             steel::fragment_load<float>(value_tile + (j * 8 + lane_row) * LD + part * 8 + lane_column));
   }
 
-  const long to = attention_output(batch, head, first + own, 0, p.q_heads, p.q_len, p.dv);
-  if (to >= 0)
-    steel::fragments_store<T, 1, PARTS, 8, 8>(
-        sums, out + to, p.dv, lane, p.q_len - first - own, p.dv, steel::AttentionQuotient{total});
+  steel::fragments_store<T, 1, PARTS, 8, 8>(
+      sums, out + attention_output(batch, head, first + own, 0, p.q_heads, p.q_len, p.dv), p.dv, lane,
+      p.q_len - first - own, p.dv, steel::AttentionQuotient{total});
 }

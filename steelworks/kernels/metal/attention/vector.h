@@ -47,7 +47,7 @@ template <typename T, typename O, typename M, int MASK, int ROWS, int E, int SIM
   STEEL_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     const bool inside = first_row + r < rows;
-    const int row = inside ? attention_vector_query(first_row + r, p.q_len) : -1;
+    const int row = inside ? attention_vector_query(first_row + r, p.q_len) : p.q_len;
     const int head = inside ? attention_vector_head(key_head, first_row + r, p.group, p.q_len) : 0;
     const long from = attention_head(batch, head, p.q_batch, p.q_head);
     STEEL_UNROLL
@@ -65,19 +65,19 @@ template <typename T, typename O, typename M, int MASK, int ROWS, int E, int SIM
 
   const long k_from = attention_head(batch, key_head, p.k_batch, p.k_head);
   const long v_from = attention_head(batch, key_head, p.v_batch, p.v_head);
-  const int begin = attention_split_begin(split, p.split_keys, p.k_len);
-  const int end = min(last, attention_split_end(split, p.split_keys, p.k_len));
+  const int begin = attention_split_begin(split, p.split_keys);
+  const int end = min(last, attention_split_begin(split + 1, p.split_keys));
   for (int key = begin + int(simd); key < end; key += SIMDS) {
     float key_part[E];
     float value[E];
     STEEL_UNROLL
     for (int i = 0; i < E; ++i) {
-      const long at = attention_element(k_from, key, column + i, p.k_len, p.d, p.k_row);
+      const long at = attention_key_element(k_from, key, column + i, p.d, p.k_row);
       key_part[i] = at >= 0 ? float(k[at]) : 0.0f;
     }
     STEEL_UNROLL
     for (int i = 0; i < E; ++i) {
-      const long at = attention_element(v_from, key, column + i, p.k_len, p.dv, p.v_row);
+      const long at = attention_key_element(v_from, key, column + i, p.dv, p.v_row);
       value[i] = at >= 0 ? float(v[at]) : 0.0f;
     }
     STEEL_UNROLL
@@ -89,7 +89,7 @@ template <typename T, typename O, typename M, int MASK, int ROWS, int E, int SIM
       score = simd_sum(score);
       if (MASK != MASK_NONE) {
         const int row = attention_vector_query(first_row + r, p.q_len);
-        const long at = attention_mask(mask_head[r], row, key, p.q_len, p.k_len, p.mask_row, p.mask_key);
+        const long at = attention_mask(mask_head[r], row, key, p.mask_row, p.mask_key);
         score = softmax_masked<MASK>(score, mask[at]);
       }
       if (softmax_excluded(score)) continue;
@@ -134,7 +134,7 @@ template <typename T, typename O, typename M, int MASK, int ROWS, int E, int SIM
   }
 }
 
-/// The second pass after PARTIAL: one thread an output element. Grid: (dv, rows).
+/// The second pass after PARTIAL: one thread an output element. Grid: exactly (dv, rows) threads.
 template <typename T>
 [[kernel]] void attention_combine(
     device const float* partial [[buffer(0)]],
@@ -143,7 +143,6 @@ template <typename T>
     uint2 at [[thread_position_in_grid]]) {
   const int column = int(at.x);
   const long row = long(at.y);
-  if (column >= p.dv || row >= p.rows) return;
   float highest = SOFTMAX_LOWEST;
   for (int s = 0; s < p.splits; ++s) highest = max(highest, partial[attention_partial(s, p.rows, row, p.dv, p.dv)]);
   float sum = 0.0f;

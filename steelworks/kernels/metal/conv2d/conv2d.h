@@ -20,8 +20,8 @@ struct PixelLoader {
   static_assert(COLS % kPacket == 0, "a row of the tile must be whole packets");
   static_assert(kPackets % THREADS == 0, "every thread must have the same number of packets");
 
-  int image[kSteps];   // -1: no such pixel
-  int row[kSteps];     // of the input, under tap (0, 0)
+  int image[kSteps];
+  int row[kSteps];     // of the input, under tap (0, 0); CONV2D_NO_ROW: no such pixel
   int column[kSteps];
 
   /// The thread's pixels do not change while the inner index goes on: their places are computed once.
@@ -30,8 +30,9 @@ struct PixelLoader {
     STEEL_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       const int pixel = first_pixel + conv2d_packet_row(thread_at, step, ROWS, COLS, kPacket, THREADS, LAST);
-      image[step] = pixel < pixels ? first_image + conv2d_pixel_batch(pixel, p.out_h, p.out_w) : -1;
-      row[step] = conv2d_source(conv2d_pixel_row(pixel, p.out_h, p.out_w), 0, p.stride_h, p.pad_h, p.dilation_h);
+      image[step] = first_image + conv2d_pixel_batch(pixel, p.out_h, p.out_w);
+      const int out_row = conv2d_pixel_row(pixel, p.out_h, p.out_w);
+      row[step] = pixel < pixels ? conv2d_source(out_row, 0, p.stride_h, p.pad_h, p.dilation_h) : CONV2D_NO_ROW;
       column[step] = conv2d_source(conv2d_pixel_column(pixel, p.out_w), 0, p.stride_w, p.pad_w, p.dilation_w);
     }
   }
@@ -53,7 +54,7 @@ struct PixelLoader {
         const int in_row = row[step] + tap_row * p.dilation_h;
         const int in_column = column[step] + tap_column * p.dilation_w;
         const long at = inner + i < inner_size
-                            ? conv2d_element(image[step], channel, in_row, in_column, p.batch, p.in_c, p.in_h, p.in_w,
+                            ? conv2d_element(image[step], channel, in_row, in_column, p.in_h, p.in_w,
                                              p.x_n, p.x_c, p.x_h, p.x_w) : -1;
         to[tile_row * LD + tile_column + i] = at >= 0 ? x[at] : T(0);
         // The next inner index, without a division.
@@ -143,7 +144,6 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
   const int pixel = first_pixel + (LAST ? own_row : own_column);
   const int channel = first_channel + (LAST ? own_column : own_row);
   const int pixels = conv2d_pixels(p.batch, p.out_h, p.out_w, LAST);
-  if (pixel >= pixels || channel >= p.out_c) return;  // nothing of this simdgroup lies inside
   const int full_channel = group * p.out_c + channel;
   steel::Epilogue<T> last;
   last.bias = bias + (p.has_bias ? full_channel : 0);
@@ -165,7 +165,7 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
 }
 
 /// One thread an output element: for groups of few channels (depthwise), where a tile would be mostly empty.
-/// Grid: (channels, pixels of an image, images) threads with LAST, else (pixels of an image, channels, images).
+/// Grid: exactly (channels, pixels of an image, images) threads with LAST, else (pixels of an image, channels, images).
 template <typename T, bool LAST>
 [[kernel]] void conv2d_direct(
     device const T* x [[buffer(0)]],
@@ -180,9 +180,6 @@ template <typename T, bool LAST>
   const int image = int(at.z);
   const int out_row = conv2d_pixel_row(pixel, p.out_h, p.out_w);
   const int out_column = conv2d_pixel_column(pixel, p.out_w);
-  const long to = conv2d_element(image, channel, pixel / p.out_w, out_column, p.batch, p.groups * p.out_c, p.out_h, p.out_w,
-                                 p.y_n, p.y_c, p.y_h, p.y_w);
-  if (to < 0) return;
   const int group = channel / p.out_c;
   device const T* x_from = x + long(group) * p.in_c * p.x_c;
   float sum = 0.0f;
@@ -191,15 +188,14 @@ template <typename T, bool LAST>
     for (int tap_column = 0; tap_column < p.kernel_w; ++tap_column) {
       const int in_column = conv2d_source(out_column, tap_column, p.stride_w, p.pad_w, p.dilation_w);
       for (int c = 0; c < p.in_c; ++c) {
-        const long from = conv2d_element(image, c, in_row, in_column, p.batch, p.in_c, p.in_h, p.in_w,
-                                         p.x_n, p.x_c, p.x_h, p.x_w);
+        const long from =
+            conv2d_element(image, c, in_row, in_column, p.in_h, p.in_w, p.x_n, p.x_c, p.x_h, p.x_w);
         if (from < 0) continue;
-        const long weight = conv2d_element(channel, c, tap_row, tap_column, p.groups * p.out_c, p.in_c, p.kernel_h, p.kernel_w,
-                                           p.w_n, p.w_c, p.w_h, p.w_w);
+        const long weight = conv2d_place(channel, c, tap_row, tap_column, p.w_n, p.w_c, p.w_h, p.w_w);
         sum += float(x_from[from]) * float(w[weight]);
       }
     }
   }
   if (p.has_bias) sum += float(bias[channel]);
-  y[to] = T(steel::activate(sum, p.activation));
+  y[conv2d_place(image, channel, out_row, out_column, p.y_n, p.y_c, p.y_h, p.y_w)] = T(steel::activate(sum, p.activation));
 }

@@ -25,11 +25,19 @@ static inline int conv2d_source(int out, int tap, int stride, int pad, int dilat
   return out * stride - pad + tap * dilation;
 }
 
-/* An element of a four-dimensional tensor; (row, column) outside of it gives -1. */
-static inline long conv2d_element(int n, int c, int row, int column, int batch, int channels, int height, int width,
+/* The row of the input under tap 0 of an output pixel that there is not: in the padding under every tap, as a kernel
+ * reaches over fewer rows. */
+#define CONV2D_NO_ROW (-0x40000000)
+
+/* An element of a four-dimensional tensor, inside of it. */
+static inline long conv2d_place(int n, int c, int row, int column, int stride_n, int stride_c, int stride_h, int stride_w) {
+  return (long)n * stride_n + (long)c * stride_c + (long)row * stride_h + (long)column * stride_w;
+}
+/* An element of the input, of an image and a channel that there are; -1 if (row, column) is in the padding. */
+static inline long conv2d_element(int n, int c, int row, int column, int height, int width,
                                   int stride_n, int stride_c, int stride_h, int stride_w) {
-  return n >= 0 && n < batch && c >= 0 && c < channels && row >= 0 && row < height && column >= 0 && column < width
-             ? (long)n * stride_n + (long)c * stride_c + (long)row * stride_h + (long)column * stride_w : -1;
+  return row >= 0 && row < height && column >= 0 && column < width
+             ? conv2d_place(n, c, row, column, stride_n, stride_c, stride_h, stride_w) : -1;
 }
 
 /* Pixels of a tile are moved in packets of adjacent inner indices. Channels last: neighbouring threads take neighbouring

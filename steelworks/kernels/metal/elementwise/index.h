@@ -5,8 +5,8 @@
 #include "elementwise/params.h"
 
 /* Dense form: output element `at` of `count`, and where its operand is: every `step`-th element (1, or 0: always the first). */
-static inline int elementwise_inside(int at, int count) { return at >= 0 && at < count; }
-static inline int elementwise_packet_inside(int at, int count, int packet) { return at >= 0 && at <= count - packet; }
+static inline int elementwise_inside(int at, int count) { return at < count; }
+static inline int elementwise_packet_inside(int at, int count, int packet) { return at <= count - packet; }
 static inline int elementwise_dense(int at, int step, int count) { return elementwise_inside(at, count) ? at * step : -1; }
 
 /* Strided form: where row `row` of an operand begins; its rows are all dimensions but the last. */
@@ -29,5 +29,5 @@ static inline long elementwise_b_row(ElementwiseParams p, int row) {
 
 /* Whether (row, column) is inside, and the output element it is. */
 static inline long elementwise_output(ElementwiseParams p, int row, int column) {
-  return row >= 0 && row < p.rows && column >= 0 && column < p.columns ? (long)row * p.columns + column : -1;
+  return row < p.rows && column < p.columns ? (long)row * p.columns + column : -1;
 }

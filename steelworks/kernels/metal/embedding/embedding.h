@@ -17,7 +17,7 @@ template <typename T, typename I, int N>
   if (embedding_output(at, first, p.ids, p.width) < 0) return;
   const long row = embedding_row(long(ids[at]), p.table_rows, p.table_stride);
   const bool known = row >= 0;
-  if (known && embedding_packet_inside(at, first, p.ids, p.width, N)) {
+  if (known && embedding_packet_inside(first, p.width, N)) {
     typedef steel::Packet<T, N> P;
     *reinterpret_cast<device P*>(out + embedding_output(at, first, p.ids, p.width)) =
         *reinterpret_cast<device const P*>(table + row + first);

@@ -10,8 +10,7 @@ static inline long embedding_row(long id, int table_rows, int table_stride) {
 
 /* Element (at, column) of the output, which is dense. */
 static inline long embedding_output(int at, int column, int ids, int width) {
-  return at >= 0 && at < ids && column >= 0 && column < width ? (long)at * width + column : -1;
+  return at < ids && column < width ? (long)at * width + column : -1;
 }
-static inline int embedding_packet_inside(int at, int column, int ids, int width, int packet) {
-  return at >= 0 && at < ids && column >= 0 && column <= width - packet;
-}
+/* Whether columns [column, column + packet) lie inside. */
+static inline int embedding_packet_inside(int column, int width, int packet) { return column <= width - packet; }

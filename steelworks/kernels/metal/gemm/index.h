@@ -27,11 +27,13 @@ static inline int gemm_split_end(int split, int split_k, int k) {
   return k - gemm_split_begin(split, split_k) < split_k ? k : gemm_split_begin(split, split_k) + split_k;
 }
 
-/* Terms are taken in steps of `tile`; the first step takes what is left over, so that all others are whole. */
+/* Terms are taken in steps of `tile`; the first step takes what is left over, so that all others are whole.
+ * (Of no terms it takes none: C's division gives 0 for -1 / tile, as tile > 1.) */
 static inline int gemm_steps(int terms, int tile) { return (terms + tile - 1) / tile; }
-static inline int gemm_first_step(int terms, int tile) { return terms - (terms > 0 ? (terms - 1) / tile * tile : 0); }
+static inline int gemm_first_step(int terms, int tile) { return terms - (terms - 1) / tile * tile; }
+/* Where step `step` >= 1 begins. */
 static inline int gemm_step_begin(int step, int terms, int tile) {
-  return step == 0 ? 0 : gemm_first_step(terms, tile) + (step - 1) * tile;
+  return gemm_first_step(terms, tile) + (step - 1) * tile;
 }
 
 /* Where row `row` and term `k` of an operand lie; transposed: rows are contiguous. */

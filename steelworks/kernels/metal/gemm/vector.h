@@ -9,7 +9,7 @@
 /// b is stored with its terms contiguous (N x K): a simdgroup computes COLUMNS columns, its lanes go along the terms.
 /// SIMDS_N simdgroups have columns of their own, SIMDS_K share the terms of a sum.
 /// a is stored in any way: term k of row r is a[r * a_row + k * a_term], where one of these is 1 (TA: a_row is).
-/// Grid: (columns / (SIMDS_N * COLUMNS), batch, splits) threadgroups of SIMDS_K * SIMDS_N * 32 threads.
+/// Grid: (columns / (SIMDS_N * COLUMNS), batch, splits) threadgroups of SIMDS_K * SIMDS_N * 32 threads; m <= ROWS.
 template <typename T, typename O, int ROWS, int COLUMNS, int SIMDS_K, int SIMDS_N, bool TA>
 [[kernel]] void gemv_dot(
     device const T* a [[buffer(0)]],
@@ -107,7 +107,7 @@ template <typename T, typename O, int ROWS, int COLUMNS, int SIMDS_K, int SIMDS_
   }
   const int row = lane / COLUMNS;
   const int column = lane % COLUMNS;
-  const long at = steel_element_strided(row, column, p.m < ROWS ? p.m : ROWS, columns, p.out_row, p.out_column);
+  const long at = steel_element_strided(row, column, p.m, columns, p.out_row, p.out_column);
   if (at < 0) return;
   const steel::Epilogue<O> last = gemm_epilogue(p, bias, residual, batch, 0, column_0, alpha, beta);
   out[gemm_matrix(batch * p.splits + split, p.m, p.n) + gemm_place(0, column_0, p.out_row, p.out_column) + at] =
@@ -116,7 +116,7 @@ template <typename T, typename O, int ROWS, int COLUMNS, int SIMDS_K, int SIMDS_
 
 /// b is stored with its columns contiguous (K x N): a lane has PACKET adjacent columns, SIMDS simdgroups share the terms.
 /// A lane reads one term of a, and hands it to the others by a shuffle: a is read once a threadgroup.
-/// Grid: (columns / (32 * PACKET), batch, splits) threadgroups of SIMDS * 32 threads.
+/// Grid: (columns / (32 * PACKET), batch, splits) threadgroups of SIMDS * 32 threads; m <= ROWS.
 template <typename T, typename O, int ROWS, int PACKET, int SIMDS, bool TA>
 [[kernel]] void gemv_columns(
     device const T* a [[buffer(0)]],
@@ -190,13 +190,12 @@ template <typename T, typename O, int ROWS, int PACKET, int SIMDS, bool TA>
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const steel::Epilogue<O> last = gemm_epilogue(p, bias, residual, batch, 0, column_0, alpha, beta);
   out += gemm_matrix(batch * p.splits + split, p.m, p.n) + gemm_place(0, column_0, p.out_row, p.out_column);
-  for (int i = int(thread_index); i < RESULTS; i += SIMDS * 32) {
+  for (int i = int(thread_index); i < p.m * WIDTH; i += SIMDS * 32) {
     const int row = i / WIDTH;
     const int column = i % WIDTH;
-    const long at = steel_element_strided(row, column, p.m < ROWS ? p.m : ROWS, columns, p.out_row, p.out_column);
-    if (at < 0) continue;
+    if (column >= columns) continue;
     float sum = 0.0f;
     for (int s = 0; s < SIMDS; ++s) sum += parts[s * RESULTS + i];
-    out[at] = O(last(sum, row, column));
+    out[gemm_place(row, column, p.out_row, p.out_column)] = O(last(sum, row, column));
   }
 }

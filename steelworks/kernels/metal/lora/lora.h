@@ -16,10 +16,13 @@
 
 namespace steel {
 
-/// The smallest adapter above `after` of the tile's rows; INT_MAX if there is none. All lanes call it.
+/// No adapter: behind all others.
+STEEL_CONSTANT int kLoraNone = INT_MAX;
+
+/// The smallest adapter above `after` of the tile's rows; kLoraNone if there is none. All lanes call it.
 template <int ROWS>
 METAL_FUNC int lora_next_adapter(const threadgroup int* of_row, int after, int lane) {
-  int next = INT_MAX;
+  int next = kLoraNone;
   for (int row = lane; row < ROWS; row += kSimdWidth)
     if (of_row[row] > after) next = min(next, of_row[row]);
   return simd_min(next);
@@ -52,6 +55,8 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
   constexpr int TM = BM / ROW_STEP;
   constexpr int TN = BN / 8;
   constexpr int TR = RP / 8;
+  constexpr int RANKS = steel::smaller(RP, BK);  // of B in the weight's tile at a time
+  static_assert(RP % RANKS == 0 && RANKS % 8 == 0, "the rank is whole fragments and whole tiles");
   typedef steel::TileLoader<T, BM, BK, LD, THREADS> LoaderX;
   typedef steel::TileLoader<T, BN, BK, LD, THREADS> LoaderW;
   typedef steel::TileLoader<T, RP, BK, LD, THREADS> LoaderA;
@@ -88,8 +93,8 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
     for (int j = 0; j < TN; ++j) sums[i][j] = float2(0.0f);
 
   bool with_weight = true;
-  while (with_weight || adapter < p.adapters) {
-    const bool with_adapter = adapter < p.adapters;
+  while (with_weight || adapter != steel::kLoraNone) {
+    const bool with_adapter = adapter != steel::kLoraNone;
     device const T* a_from = a + (with_adapter ? lora_a(adapter, p.r, p.k) : 0);
     float2 low[TM][TR];
     STEEL_UNROLL
@@ -133,12 +138,12 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
     }
     device const T* b_from = b + lora_b(adapter, p.n, p.r) + long(first_column) * p.r;
     STEEL_UNROLL
-    for (int first = 0; first < RP; first += BK) {
+    for (int first = 0; first < RP; first += RANKS) {
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the weight's tile has been read
       LoaderW::edge(b_from + first, p.r, w_tile, thread_at, columns, p.r - first);
       threadgroup_barrier(mem_flags::mem_threadgroup);
       STEEL_UNROLL
-      for (int part = 0; part < BK && first + part < RP; part += 8) {
+      for (int part = 0; part < RANKS; part += 8) {
         STEEL_UNROLL
         for (int j = 0; j < TN; ++j) {
           const float2 column =
@@ -148,10 +153,9 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
         }
       }
     }
-    adapter = MULTI ? steel::lora_next_adapter<BM>(adapter_tile, adapter, lane) : INT_MAX;
+    adapter = MULTI ? steel::lora_next_adapter<BM>(adapter_tile, adapter, lane) : steel::kLoraNone;
   }
 
-  if (first_row + own >= p.m) return;  // nothing of this simdgroup lies inside
   steel::Epilogue<T> last;
   last.bias = bias + (p.has_bias ? first_column : 0);
   last.residual = bias;

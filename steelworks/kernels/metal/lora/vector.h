@@ -48,13 +48,12 @@ template <typename T, int ROWS, int COLS, int SIMDS, bool MULTI>
     for (int i = 0; i < ROWS; ++i) sum[i] = 0.0f;
     for (int c = int(lane); c < p.k; c += 32) {
       float shared = 0.0f;
-      if (!MULTI) shared = float(a[(long)rank * p.k + c]);
+      if (!MULTI) shared = float(a[lora_place(rank, c, p.k)]);
       STEEL_UNROLL
       for (int i = 0; i < ROWS; ++i) {
-        const long at = lora_element(first + i, c, p.m, p.k, p.x_row);
-        if (at < 0 || adapter[i] < 0) continue;
-        const float part = MULTI ? float(a[lora_a(adapter[i], p.r, p.k) + (long)rank * p.k + c]) : shared;
-        sum[i] += float(x[at]) * part;
+        if (adapter[i] < 0) continue;  // nor has a row outside one
+        const float part = MULTI ? float(a[lora_a(adapter[i], p.r, p.k) + lora_place(rank, c, p.k)]) : shared;
+        sum[i] += float(x[lora_place(first + i, c, p.x_row)]) * part;
       }
     }
     STEEL_UNROLL
@@ -75,12 +74,12 @@ template <typename T, int ROWS, int COLS, int SIMDS, bool MULTI>
     float part[COLS];
     STEEL_UNROLL
     for (int j = 0; j < COLS; ++j) {
-      const long at = lora_element(column + j, c, p.n, p.k, p.w_row);
+      const long at = lora_row_element(column + j, c, p.n, p.w_row);
       part[j] = at >= 0 ? float(w[at]) : 0.0f;
     }
     STEEL_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-      const long at = lora_element(first + i, c, p.m, p.k, p.x_row);
+      const long at = lora_row_element(first + i, c, p.m, p.x_row);
       if (at < 0) continue;
       const float value = float(x[at]);
       STEEL_UNROLL
@@ -90,7 +89,7 @@ template <typename T, int ROWS, int COLS, int SIMDS, bool MULTI>
   for (int rank = int(lane); rank < p.r; rank += 32) {
     STEEL_UNROLL
     for (int j = 0; j < COLS; ++j) {
-      const long at = lora_element(column + j, rank, p.n, p.r, p.r);
+      const long at = lora_row_element(column + j, rank, p.n, p.r);
       if (at < 0) continue;
       float shared = 0.0f;
       if (!MULTI) shared = float(b[at]);

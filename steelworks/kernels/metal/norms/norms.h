@@ -68,13 +68,13 @@ METAL_FUNC void norm_store(
     thread Part& part, device const W* weight, device const W* bias, device T* out, Member m, int first,
     thread const NormParams& p, float mean, float scale) {
   constexpr int E = Part::kPacket * Part::kSteps;
-  const Member only = Member{norm_weight_row(m.row, p.rows), m.at, m.of};  // the weight is a matrix with one row
+  constexpr int kSameRow = 0;  // from one row of the weight to the next
   WeightPart factor;
-  if (p.has_weight) factor.load(weight, only, first, 1, p.width, p.width, 0.0f);
+  if (p.has_weight) factor.load(weight, m, first, p.rows, p.width, kSameRow, 0.0f);
   for (int i = 0; i < E; ++i) part.at[i] = (part.at[i] - mean) * scale * (p.has_weight ? factor.at[i] : 1.0f);
   if (p.has_bias) {
     WeightPart added;
-    added.load(bias, only, first, 1, p.width, p.width, 0.0f);
+    added.load(bias, m, first, p.rows, p.width, kSameRow, 0.0f);
     for (int i = 0; i < E; ++i) part.at[i] += added.at[i];
   }
   part.store(out, m, first, p.rows, p.width);

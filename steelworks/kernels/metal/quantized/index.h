@@ -5,15 +5,18 @@
 
 #define QUANTIZED_CHUNK 8
 
-/* Element (row, column) of a matrix with `rows` rows, `columns` columns and row stride `ld`. */
+/* Element (row, column) of a matrix with `rows` rows, `columns` columns and row stride `ld`; neither is ever negative. */
 static inline long quantized_element(int row, int column, int rows, int columns, int ld) {
-  return row >= 0 && row < rows && column >= 0 && column < columns ? (long)row * ld + column : -1;
+  return row < rows && column < columns ? (long)row * ld + column : -1;
 }
 
-/* The byte that holds column `column` of a row, for 8 or 4 bits a column. */
+/* The byte that holds column `column` of a row, for 8 or 4 bits a column; the column is inside. */
+static inline long quantized_row_byte(int row, int column, int rows, int row_bytes, int bits) {
+  return row < rows ? (long)row * row_bytes + (bits == 4 ? column / 2 : column) : -1;
+}
+/* The same of a column that may be outside. */
 static inline long quantized_byte(int row, int column, int rows, int columns, int row_bytes, int bits) {
-  return row >= 0 && row < rows && column >= 0 && column < columns
-             ? (long)row * row_bytes + (bits == 4 ? column / 2 : column) : -1;
+  return column < columns ? quantized_row_byte(row, column, rows, row_bytes, bits) : -1;
 }
 
 /* The scale and zero point of (row, column). */

@@ -106,7 +106,6 @@ template <typename T, int BITS, int BM, int BN, int BK, int WM, int WN>
 
   const int row = first_row + own_row;
   const int column = first_column + own_column;
-  if (row >= p.m || column >= p.n) return;  // nothing of this simdgroup lies inside
   steel::Epilogue<T> last;
   last.bias = bias + (p.has_bias ? column : 0);
   last.residual = bias;

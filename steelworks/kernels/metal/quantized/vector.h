@@ -43,7 +43,7 @@ template <typename T, int BITS, int ROWS, int COLS, int SIMDS>
     }
     STEEL_UNROLL
     for (int j = 0; j < COLS; ++j) {
-      const long at = quantized_byte(column + j, c, p.n, p.k, p.w_row, BITS);
+      const long at = quantized_row_byte(column + j, c, p.n, p.w_row, BITS);
       if (at < 0) continue;
       float unpacked[QUANTIZED_CHUNK];
       quantized_unpack<BITS>(w + at, unpacked);

@@ -82,7 +82,7 @@ template <typename Op, bool FIRST, bool LAST, int LANES, int E>
 
   Value part[E];  // E chains of additions that do not wait for each other
   for (int i = 0; i < E; ++i) part[i] = Op::neutral();
-  for (int first = reduce_begin(chunk, p.chunk, p.length); first < end; first += m.of * E) {
+  for (int first = reduce_begin(chunk, p.chunk); first < end; first += m.of * E) {
     const int column = first + steel_member_column(m.at, 0, m.of, E);
     if (steel_packet_inside(row, column, p.rows, end, E)) {
       source.add(part, long(row) * p.row_stride + column, column);
@@ -123,13 +123,13 @@ template <typename Op, bool FIRST, bool LAST>
   const int chunk = int(group_at.y);
   const int end = reduce_end(chunk, p.chunk, p.length);
   Value part = Op::neutral();
-  for (int place = reduce_begin(chunk, p.chunk, p.length) + int(simd); place < end; place += int(simds)) {
+  for (int place = reduce_begin(chunk, p.chunk) + int(simd); place < end; place += int(simds)) {
     const long at = reduce_column_element(column, place, p.rows, p.length, p.inner);
     if (at >= 0) part = Op::combine(part, source.get(at, place));
   }
   scratch[simd][lane] = part;
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  const long to = reduce_column_result(column, chunk, p.rows, p.chunks);
+  const long to = reduce_column_result(column, chunk, p.rows);
   if (simd != 0 || to < 0) return;
   for (int s = 1; s < int(simds); ++s) part = Op::combine(part, scratch[s][lane]);
   steel::Sink<Op, LAST>::put(out, out_places, to, part, p.count);

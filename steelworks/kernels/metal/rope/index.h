@@ -4,9 +4,6 @@
  * than `pairs`, copied otherwise. */
 #pragma once
 
-/* Threads that a head needs: the pairs turned, and two elements each of what is copied. */
-static inline int rope_pairs(int width, int pairs) { return pairs + (width - 2 * pairs + 1) / 2; }
-
 /* The two elements of a pair. */
 static inline int rope_first(int pair, int pairs, int interleaved) {
   return pair >= pairs || interleaved ? 2 * pair : pair;
@@ -15,16 +12,12 @@ static inline int rope_second(int pair, int pairs, int interleaved) {
   return pair >= pairs || interleaved ? 2 * pair + 1 : pair + pairs;
 }
 
-/* Element `column` at (batch, head, row) of the input, and of the output, which is dense. */
+/* Element `column` at (batch, head, row) of the input, and of the output, which is dense. The row is one that there is. */
 static inline long rope_input(
-    int batch, int head, int row, int column, int batches, int heads, int length, int width, int batch_stride,
-    int head_stride, int row_stride) {
-  return batch >= 0 && batch < batches && head >= 0 && head < heads && row >= 0 && row < length && column >= 0 &&
-                 column < width
+    int batch, int head, int row, int column, int heads, int width, int batch_stride, int head_stride, int row_stride) {
+  return head < heads && column < width
              ? (long)batch * batch_stride + (long)head * head_stride + (long)row * row_stride + column : -1;
 }
-static inline long rope_output(int batch, int head, int row, int column, int batches, int heads, int length, int width) {
-  return batch >= 0 && batch < batches && head >= 0 && head < heads && row >= 0 && row < length && column >= 0 &&
-                 column < width
-             ? (((long)batch * heads + head) * length + row) * width + column : -1;
+static inline long rope_output(int batch, int head, int row, int column, int heads, int length, int width) {
+  return head < heads && column < width ? (((long)batch * heads + head) * length + row) * width + column : -1;
 }

@@ -9,7 +9,6 @@ typedef struct {
   int batch_stride; /* strides of the input in elements; the elements of a head are adjacent */
   int head_stride;
   int row_stride;
-  int batches;
   int offset_step;  /* 1: an offset a sequence, 0: one for all */
   int inverse;      /* 1: turn backwards */
 } RopeParams;

@@ -35,7 +35,7 @@ template <typename T, bool INTERLEAVED, int HEADS>
   const int row = int(thread_at.y);
   const int batch = int(thread_at.z) / chunks;
   const int first_head = int(thread_at.z) % chunks * HEADS;
-  if (batch >= p.batches || row >= p.length || pair >= rope_pairs(p.width, p.pairs)) return;
+  if (row >= p.length) return;
 
   float cosine = 1.0f;
   float sine = 0.0f;
@@ -48,12 +48,12 @@ template <typename T, bool INTERLEAVED, int HEADS>
   const int a_at = rope_first(pair, p.pairs, INTERLEAVED);
   const int b_at = rope_second(pair, p.pairs, INTERLEAVED);
   for (int head = first_head; head < first_head + HEADS; ++head) {
-    const long a_from = rope_input(batch, head, row, a_at, p.batches, p.heads, p.length, p.width, p.batch_stride, p.head_stride, p.row_stride);
-    const long b_from = rope_input(batch, head, row, b_at, p.batches, p.heads, p.length, p.width, p.batch_stride, p.head_stride, p.row_stride);
+    const long a_from = rope_input(batch, head, row, a_at, p.heads, p.width, p.batch_stride, p.head_stride, p.row_stride);
+    const long b_from = rope_input(batch, head, row, b_at, p.heads, p.width, p.batch_stride, p.head_stride, p.row_stride);
     const float a = a_from >= 0 ? float(x[a_from]) : 0.0f;
     const float b = b_from >= 0 ? float(x[b_from]) : 0.0f;
-    const long a_to = rope_output(batch, head, row, a_at, p.batches, p.heads, p.length, p.width);
-    const long b_to = rope_output(batch, head, row, b_at, p.batches, p.heads, p.length, p.width);
+    const long a_to = rope_output(batch, head, row, a_at, p.heads, p.length, p.width);
+    const long b_to = rope_output(batch, head, row, b_at, p.heads, p.length, p.width);
     const bool turned = pair < p.pairs;
     if (a_to >= 0) out[a_to] = turned ? T(a * cosine - b * sine) : T(a);
     if (b_to >= 0) out[b_to] = turned ? T(a * sine + b * cosine) : T(b);

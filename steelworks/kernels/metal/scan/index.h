@@ -7,5 +7,5 @@ static inline int scan_line(int group, int thread_at, int threads) { return grou
 
 /* The total of a chunk, or the offset it starts from, in dense (rows, chunks); -1: there is none. */
 static inline long scan_total(int row, int chunk, int rows, int chunks) {
-  return row >= 0 && row < rows && chunk >= 0 && chunk < chunks ? (long)row * chunks + chunk : -1;
+  return row < rows ? (long)row * chunks + chunk : -1;
 }

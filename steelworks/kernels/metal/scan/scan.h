@@ -41,7 +41,7 @@ template <typename Op, bool TOTAL, int LANES, int E>
   Value carry = Op::neutral();
   if (!TOTAL && p.chunks > 1 && total_at >= 0) carry = steel::partial_get(offsets, offset_places, total_at, carry);
   int turn = 0;
-  for (int first = reduce_begin(chunk, p.chunk, p.length); first < end; first += m.of * E) {
+  for (int first = reduce_begin(chunk, p.chunk); first < end; first += m.of * E) {
     const int column = first + steel_member_column(m.at, 0, m.of, E);
     Value upto[E];
     if (steel_packet_inside(row, column, p.rows, end, E)) {
@@ -73,7 +73,7 @@ template <typename Op, bool TOTAL, int LANES, int E>
     carry = Op::combine(carry, all);
     if (TOTAL) continue;
     for (int i = 0; i < E; ++i) {
-      const long to = column + i < end ? steel_element(row, column + i, p.rows, p.length, p.length) : -1;
+      const long to = steel_element(row, column + i, p.rows, end, p.length);
       if (to < 0) continue;
       const Value value = p.exclusive == 0 ? Op::combine(before, upto[i]) : i == 0 ? before : Op::combine(before, upto[i - 1]);
       steel::Scanned<Value>::template put<Op>(out, out_indices, to, value);
@@ -104,10 +104,9 @@ template <typename Op, bool TOTAL>
   if (total_at < 0) return;
   Value value = Op::neutral();
   if (!TOTAL && p.chunks > 1) value = steel::partial_get(offsets, offset_places, total_at, value);
-  for (int place = reduce_begin(chunk, p.chunk, p.length); place < end; ++place) {
-    const long from = steel_line_element(line, place, p.rows, p.length, p.stride, p.inner);
-    const long to = steel_line_element(line, place, p.rows, p.length, p.length * p.inner, p.inner);
-    if (from < 0 || to < 0) continue;
+  for (int place = reduce_begin(chunk, p.chunk); place < end; ++place) {
+    const long from = steel_line_element(line, place, p.stride, p.inner);
+    const long to = steel_line_element(line, place, p.length * p.inner, p.inner);
     const Value upto = Op::combine(value, Op::take(x[from], place));
     if (!TOTAL) steel::Scanned<Value>::template put<Op>(out, out_indices, to, p.exclusive == 0 ? upto : value);
     value = upto;

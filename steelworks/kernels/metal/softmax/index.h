@@ -5,8 +5,7 @@
 
 /* Column form, on a dense (rows / inner, length, inner) tensor: place `at` of column `column`. */
 static inline long softmax_column_element(int column, int at, int rows, int length, int inner) {
-  return column >= 0 && column < rows && at >= 0 && at < length
-             ? ((long)(column / inner) * length + at) * inner + column % inner : -1;
+  return column < rows && at < length ? ((long)(column / inner) * length + at) * inner + column % inner : -1;
 }
 
 /* The column of a lane: a threadgroup has 32 of them. */

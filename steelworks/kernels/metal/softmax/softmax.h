@@ -150,7 +150,7 @@ template <typename T, typename O, bool LOG, int KEEP>
       if (!LOG) kept[i] = weight;
     }
   } else {
-    for (int at = int(simd); at < p.length; at += int(simds)) {
+    for (int at = int(simd);; at += int(simds)) {
       const long place = softmax_column_element(column, at, p.rows, p.length, p.inner);
       if (place < 0) break;
       const float value = float(x[place]);
@@ -173,7 +173,7 @@ template <typename T, typename O, bool LOG, int KEEP>
       if (place >= 0) out[place] = O(finish(kept[i]));
     }
   } else {
-    for (int at = int(simd); at < p.length; at += int(simds)) {
+    for (int at = int(simd);; at += int(simds)) {
       const long place = softmax_column_element(column, at, p.rows, p.length, p.inner);
       if (place < 0) break;
       const float value = float(x[place]);

@@ -7,13 +7,11 @@ static inline int sort_pair_begin(int first, int width) { return first / (2 * wi
 static inline int sort_edge(int begin, int by, int length) { return length - begin < by ? length : begin + by; }
 
 /* Of the first `diagonal` elements of two merged runs: the least and the most that can come from the first run. */
-static inline int sort_least_of_first(int diagonal, int second) { return diagonal > second ? diagonal - second : 0; }
+static inline int sort_least_of_first(int diagonal, int second) { return diagonal - second > 0 ? diagonal - second : 0; }
 static inline int sort_most_of_first(int diagonal, int first) { return diagonal < first ? diagonal : first; }
 
-/* Pair `at` of a row of dense (rows, length) keys and places. */
-static inline long sort_pair(int row, int at, int rows, int length) {
-  return row >= 0 && row < rows && at >= 0 && at < length ? (long)row * length + at : -1;
-}
+/* Pair `at` < length of a row of dense (rows, length) keys and places. */
+static inline long sort_pair(int row, int at, int length) { return (long)row * length + at; }
 
 /* Where element `at` of a tile lies in its row: the first `firsts` are of one run, the others of the next. */
 static inline int sort_source(int at, int firsts, int first_from, int second_from) {

@@ -60,7 +60,8 @@ template <typename K, typename Keys, typename Places> struct Pairs {
   METAL_FUNC Pair<K> get(long at) const thread { return Pair<K>{keys[at], places[at]}; }
 };
 
-/// How many of the first `diagonal` pairs of two merged runs come from the first run (merge path, by bisection).
+/// How many of the first `diagonal` pairs of two merged runs come from the first run (merge path, by bisection). Behind
+/// the end of both it is `diagonal - second`, as if the first run went on.
 template <typename K, typename Source>
 METAL_FUNC int merge_split(Source pairs, long first_from, int first, long second_from, int second, int diagonal) {
   int least = sort_least_of_first(diagonal, second), most = sort_most_of_first(diagonal, first);
@@ -76,12 +77,12 @@ METAL_FUNC int merge_split(Source pairs, long first_from, int first, long second
 template <typename K, int E, typename Source>
 METAL_FUNC void merge_some(
     thread Pair<K> (&out)[E], Source pairs, int first_from, int first, int second_from, int second, int diagonal) {
-  int a = diagonal < first + second ? merge_split<K>(pairs, first_from, first, second_from, second, diagonal) : first;
-  int b = diagonal < first + second ? diagonal - a : second;
+  int a = merge_split<K>(pairs, first_from, first, second_from, second, diagonal);
+  int b = diagonal - a;
   for (int i = 0; i < E; ++i) {
     const Pair<K> from_a = a < first ? pairs.get(first_from + a) : last_pair<K>();
     const Pair<K> from_b = b < second ? pairs.get(second_from + b) : last_pair<K>();
-    const bool take_a = a < first && (b >= second || before<K>(from_a, from_b));
+    const bool take_a = before<K>(from_a, from_b);  // no pair of a row is as large as last_pair()
     out[i] = take_a ? from_a : from_b;
     if (take_a) ++a;
     else ++b;
@@ -112,11 +113,9 @@ METAL_FUNC void group_sort(threadgroup K* keys, threadgroup int* places, int cou
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (width >= count) return;
-    if (first < count) {
-      const int begin = sort_pair_begin(first, width), middle = sort_edge(begin, width, count);
-      const int end = sort_edge(middle, width, count);
-      merge_some<K, E>(mine, pairs, begin, middle - begin, middle, end - middle, first - begin);
-    }
+    const int begin = sort_pair_begin(first, width), middle = sort_edge(begin, width, count);
+    const int end = sort_edge(middle, width, count);
+    merge_some<K, E>(mine, pairs, begin, middle - begin, middle, end - middle, first - begin);
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 }

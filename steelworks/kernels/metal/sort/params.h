@@ -2,9 +2,7 @@
 #pragma once
 
 typedef struct {
-  int rows;     /* lines that are sorted */
   int length;   /* pairs of a line */
-  int x_length; /* elements of a line of x, where the values are */
   int x_stride; /* elements from one outermost entry of x to the next */
   int inner;    /* elements from one element of a line to the next, in x and in the outputs */
   int flip;     /* -1: descending, 0: ascending */

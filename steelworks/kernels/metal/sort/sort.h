@@ -18,14 +18,11 @@ template <typename T, bool LAST> struct Sorted {
   device long* indices;
   METAL_FUNC void put(Pair<key_t<T>> pair, int row, int at, constant SortParams& p) const thread {
     if (LAST) {
-      const long from = steel_line_element(row, pair.place, p.rows, p.x_length, p.x_stride, p.inner);
-      const long to = steel_line_element(row, at, p.rows, p.length, p.length * p.inner, p.inner);
-      if (from < 0 || to < 0) return;
-      values[to] = x[from];
+      const long to = steel_line_element(row, at, p.length * p.inner, p.inner);
+      values[to] = x[steel_line_element(row, pair.place, p.x_stride, p.inner)];
       indices[to] = pair.place;
     } else {
-      const long to = sort_pair(row, at, p.rows, p.length);
-      if (to < 0) return;
+      const long to = sort_pair(row, at, p.length);
       keys[to] = pair.key;
       places[to] = pair.place;
     }
@@ -55,13 +52,12 @@ template <typename T, bool FIRST, bool LAST, int E>
   const int thread_at = int(thread_index), threads = int(group_size.x);
   for (int i = thread_at; i < count; i += threads) {
     if (FIRST) {
-      const long from = steel_line_element(row, first + i, p.rows, p.x_length, p.x_stride, p.inner);
-      keys[i] = from >= 0 ? steel::Order<T>::of(x[from], p.flip) : K(0);
+      keys[i] = steel::Order<T>::of(x[steel_line_element(row, first + i, p.x_stride, p.inner)], p.flip);
       places[i] = first + i;
     } else {
-      const long from = sort_pair(row, first + i, p.rows, p.length);
-      keys[i] = from >= 0 ? keys_in[from] : K(0);
-      places[i] = from >= 0 ? places_in[from] : -1;
+      const long from = sort_pair(row, first + i, p.length);
+      keys[i] = keys_in[from];
+      places[i] = places_in[from];
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -102,17 +98,16 @@ template <typename T, bool LAST, int E>
   const int firsts = of_first[1] - of_first[0], seconds = count - firsts;
   const int first_from = begin + of_first[0], second_from = middle + (first - begin - of_first[0]);
   for (int i = thread_at; i < count; i += threads) {
-    const long from = sort_pair(row, sort_source(i, firsts, first_from, second_from), p.rows, p.length);
-    keys[i] = from >= 0 ? keys_in[from] : K(0);
-    places[i] = from >= 0 ? places_in[from] : -1;
+    const long from = sort_pair(row, sort_source(i, firsts, first_from, second_from), p.length);
+    keys[i] = keys_in[from];
+    places[i] = places_in[from];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   steel::Pair<K> mine[E];
   const steel::Pairs<K, threadgroup K*, threadgroup int*> tile{keys, places};
   steel::merge_some<K, E>(mine, tile, 0, firsts, firsts, seconds, thread_at * E);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (int i = 0; i < E; ++i) {
-    if (thread_at * E + i >= count) continue;
+  for (int i = 0; i < E; ++i) {  // all of the tile: what lies behind `count` is not looked at
     keys[thread_at * E + i] = mine[i].key;
     places[thread_at * E + i] = mine[i].place;
   }

@@ -2,12 +2,10 @@
 #pragma once
 
 typedef struct {
-  int rows;        /* lines */
   int length;      /* elements of a line, or candidates of it */
   int chunk;       /* elements of a line that one threadgroup looks at */
   int k;           /* how many are wanted */
   int kept;        /* how many this pass writes for a line, over all chunks */
-  int x_length;    /* elements of a line of x */
   int x_stride;    /* elements from one outermost entry of x to the next */
   int inner;       /* elements from one element of a line to the next, in x and in the outputs */
   int flip;        /* -1: the largest, 0: the smallest */

@@ -22,12 +22,9 @@ template <typename T, bool FIRST> struct Chunk {
   int end;
   METAL_FUNC P get(int column, constant TopkParams& p) const thread {
     if (column >= end) return P{0, -1};
-    if (FIRST) {
-      const long at = steel_line_element(row, column, p.rows, p.x_length, p.x_stride, p.inner);
-      return at >= 0 ? P{Order<T>::of(x[at], p.flip), column} : P{0, -1};
-    }
-    const long at = sort_pair(row, column, p.rows, p.length);
-    return at >= 0 ? P{keys[at], places[at]} : P{0, -1};
+    if (FIRST) return P{Order<T>::of(x[steel_line_element(row, column, p.x_stride, p.inner)], p.flip), column};
+    const long at = sort_pair(row, column, p.length);
+    return P{keys[at], places[at]};
   }
 };
 
@@ -87,7 +84,7 @@ template <typename T, bool FIRST, bool LAST, int E, int STAGE>
   threadgroup K keys[STAGE];
   threadgroup int places[STAGE];
   const int row = int(group_at.y), chunk_at = int(group_at.x), thread_at = int(thread_index), threads = int(group_size.x);
-  const int begin = topk_begin(chunk_at, p.chunk, p.length), end = topk_end(begin, p.chunk, p.length);
+  const int begin = topk_begin(chunk_at, p.chunk), end = topk_end(begin, p.chunk, p.length);
   const int winners = topk_winners(begin, end, p.k);
   const C chunk{x, keys_in, places_in, row, end};
   const int mine = topk_column(begin, thread_at, 0, threads);
@@ -95,14 +92,14 @@ template <typename T, bool FIRST, bool LAST, int E, int STAGE>
   const int steps = elements.steps(end - begin, threads);
 
   if (thread_at == 0) atomic_store_explicit(&taken, 0u, memory_order_relaxed);
+  for (int bin = thread_at; bin < steel::kBins; bin += threads) atomic_store_explicit(&bins[bin], 0u, memory_order_relaxed);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
   steel::Cut<K> cut{0, 0, 0, 0};
   int wanted = winners;  // of those that are open
   bool done = winners == end - begin;
   for (int digit = 0; digit < steel::Order<T>::kBytes + p.place_bytes && !done; ++digit) {
     const bool of_key = digit < steel::Order<T>::kBytes;
     const int shift = 8 * (steel::Order<T>::kBytes + (of_key ? 0 : p.place_bytes) - 1 - digit);
-    for (int bin = thread_at; bin < steel::kBins; bin += threads) atomic_store_explicit(&bins[bin], 0u, memory_order_relaxed);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
     for (int step = 0; step < steps; ++step) {
       const steel::Pair<K> pair = elements.get(chunk, mine, step, threads, p);
       if (pair.place < 0 || !cut.open(pair)) continue;
@@ -113,7 +110,8 @@ template <typename T, bool FIRST, bool LAST, int E, int STAGE>
     if (simd == 0) {
       int count[steel::kLaneBins], sum = 0;
       for (int i = 0; i < steel::kLaneBins; ++i) {
-        count[i] = int(atomic_load_explicit(&bins[int(lane) * steel::kLaneBins + i], memory_order_relaxed));
+        // Empty again for the next digit.
+        count[i] = int(atomic_exchange_explicit(&bins[int(lane) * steel::kLaneBins + i], 0u, memory_order_relaxed));
         sum += count[i];
       }
       int before = simd_prefix_exclusive_sum(sum);
@@ -135,21 +133,18 @@ template <typename T, bool FIRST, bool LAST, int E, int STAGE>
       cut.place_mask |= 255u << shift;
     }
     wanted -= found[1];
-    done = wanted == found[2];
+    done = of_key && wanted == found[2];  // bytes of places seldom cut between two of their values
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
 
   for (int step = 0; step < steps; ++step) {
     const steel::Pair<K> pair = elements.get(chunk, mine, step, threads, p);
     if (pair.place < 0 || !cut.wins(pair)) continue;
     const int slot = int(atomic_fetch_add_explicit(&taken, 1u, memory_order_relaxed));
     if (LAST) {
-      if (slot >= STAGE) continue;
       keys[slot] = pair.key;
       places[slot] = pair.place;
     } else {
-      const long to = topk_candidate(row, chunk_at, slot, p.rows, p.k, p.kept);
-      if (to < 0) continue;
+      const long to = topk_candidate(row, chunk_at, slot, p.k, p.kept);
       keys_out[to] = pair.key;
       places_out[to] = pair.place;
     }
@@ -158,10 +153,8 @@ template <typename T, bool FIRST, bool LAST, int E, int STAGE>
   threadgroup_barrier(mem_flags::mem_threadgroup);
   steel::group_sort<K, 8>(keys, places, winners, thread_at);
   for (int i = thread_at; i < winners; i += threads) {
-    const long from = steel_line_element(row, places[i], p.rows, p.x_length, p.x_stride, p.inner);
-    const long to = steel_line_element(row, i, p.rows, p.kept, p.kept * p.inner, p.inner);
-    if (from < 0 || to < 0) continue;
-    values[to] = x[from];
+    const long to = steel_line_element(row, i, p.kept * p.inner, p.inner);
+    values[to] = x[steel_line_element(row, places[i], p.x_stride, p.inner)];
     indices[to] = places[i];
   }
 }

@@ -1,19 +1,19 @@
-/* Where elements lie. A subset of C: kernels and proofs include it. Offsets are in elements; -1 is "outside: do not touch". */
+/* Where elements lie. A subset of C: kernels and proofs include it. Offsets are in elements; -1 is "outside: do not touch".
+ * Rows and columns come from positions of threads and from counters: no caller passes a negative one. */
 #pragma once
 
 /* Element (row, column) of a matrix with `rows` rows and `columns` columns. */
 static inline long steel_element(int row, int column, int rows, int columns, int row_stride) {
-  return row >= 0 && row < rows && column >= 0 && column < columns ? (long)row * row_stride + column : -1;
+  return row < rows && column < columns ? (long)row * row_stride + column : -1;
 }
 /* The same where neighbours in a row are `column_stride` apart. */
 static inline long steel_element_strided(int row, int column, int rows, int columns, int row_stride, int column_stride) {
-  return row >= 0 && row < rows && column >= 0 && column < columns
-             ? (long)row * row_stride + (long)column * column_stride : -1;
+  return row < rows && column < columns ? (long)row * row_stride + (long)column * column_stride : -1;
 }
 
-/* What of `size` is left from `first` on, at most `tile`. */
+/* What of `size` is left from `first` on, at most `tile`; 0 or less: nothing. */
 static inline int steel_left(int first, int size, int tile) {
-  return first >= size ? 0 : size - first < tile ? size - first : tile;
+  return size - first < tile ? size - first : tile;
 }
 
 /* A tile is moved packet by packet: the row and the first column of packet `step` of a thread.
@@ -44,5 +44,5 @@ static inline int steel_member_column(int member, int step, int members, int pac
 
 /* Whether columns [column, column + packet) of a row lie inside. */
 static inline int steel_packet_inside(int row, int column, int rows, int columns, int packet) {
-  return row >= 0 && row < rows && column >= 0 && column <= columns - packet;
+  return row < rows && column <= columns - packet;
 }
