@@ -12,12 +12,13 @@ INPUTS := pyproject.toml constraints.txt $(SETUP)
 DEMO_ARGS ?= --plot demo.png --json demo.json
 BENCH_ARGS ?= --help
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 
 export PYTHON TORCH TORCH_PIP_ARGS
 
 help:
 	@echo "make demo     embed real sentences from 8 threads: plain threads, a lock, a batch queue side by side"
-	@echo "make test     lint, types and tests"
+	@echo "make test     lint, types, tests and mutants"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make mutants  break each barrier and each bounds guard of the Metal kernels in turn; the checks must notice"
 	@echo "make format   let ruff mend and format the code"
@@ -57,15 +58,17 @@ unit: $(VENV)/stamp-test
 
 mutants: $(VENV)/stamp-test
 	@echo "== mutants of the Metal kernels"
-	@$(BIN)/python -m verification.mutants.metal
+	@$(BIN)/python -m verification.mutants.metal $(MUTANTS_ARGS)
 
 test: $(VENV)/stamp-test
-	@echo "== test: lint, types, then the tests"
-	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit; \
-		then echo "verdict: make test passed (ruff, mypy and pytest)"; \
+	@echo "== test: lint, types, the tests, then mutants of the Metal kernels"
+	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit && $(MAKE) --no-print-directory mutants; \
+		then echo "verdict: make test passed (ruff, mypy, pytest and mutants)"; \
 		else \
 			if [ -f $(VENV)/missing-compiler ]; then \
-				echo "evidence missing: no Metal kernel was run or checked. $$(cat $(VENV)/missing-compiler)"; fi; \
+				echo "evidence missing: no Metal kernel was run or checked, and no mutant of one tried. $$(cat $(VENV)/missing-compiler)"; fi; \
+			if [ -f $(VENV)/missing-java ]; then \
+				echo "evidence missing: no TLA+ model was checked or replayed. $$(cat $(VENV)/missing-java)"; fi; \
 			echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
 
 format: $(VENV)/stamp-test

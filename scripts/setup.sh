@@ -160,7 +160,27 @@ find_compiler() {
     say "WARNING: no clang 17 or newer here; the tests that run Metal kernels will fail"
     say "  $(cat "$VENV/missing-compiler")"
 }
-if [ "$TARGET" = "test" ]; then find_compiler; fi
+
+no_java() { "$VENV/bin/python" -c 'from verification.tla import tlc; print(tlc.missing())'; }
+
+# The TLA+ models are checked by TLC, which takes a Java.
+find_java() {
+    rm -f "$VENV/missing-java"
+    if [ -z "$(no_java)" ]; then return; fi
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        say "installing a Java for the TLA+ models (apt-get)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            default-jre-headless; } >"$VENV/apt.log" 2>&1 || tail -n 5 "$VENV/apt.log" >&2
+        if [ -z "$(no_java)" ]; then return; fi
+    fi
+    no_java >"$VENV/missing-java"
+    say "WARNING: the tests that check the TLA+ models will fail"
+    say "  $(cat "$VENV/missing-java")"
+}
+if [ "$TARGET" = "test" ]; then
+    find_compiler
+    find_java
+fi
 
 # The environment for the tests holds all that the demo needs.
 touch "$VENV/stamp-demo"

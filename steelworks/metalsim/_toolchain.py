@@ -186,6 +186,7 @@ def mode_flags(check: bool, *, plain_vectors: bool = False) -> tuple[str, ...]:
         "-gline-tables-only",
         "-fdebug-compilation-dir=.",
         "-fsanitize=thread,array-bounds,alignment",
+        "-fstrict-flex-arrays=3",
         *(() if plain_vectors else ("-DMS_CHECK=1",)),
         *(x for flag in instrument for x in ("-mllvm", flag)),
     )

@@ -21,6 +21,15 @@ kernel void index_of_local(device float* o, constant uint& at, AT) {
   float kept[4] = {1, 2, 3, 4};
   o[i] = kept[at % 8];
 }
+template <int N> struct Kept {
+  float values[N];  // at the end of a struct, where C takes an array to go on
+  float get(uint at) const thread { return values[at]; }
+};
+kernel void index_of_member(device float* o, constant uint& at, AT) {
+  Kept<4> kept;
+  for (int k = 0; k < 4; ++k) kept.values[k] = o[i] + k;
+  o[i] = kept.get(at % 8);
+}
 
 kernel void load_vector(device const float* x, device float* o, constant uint& at, AT) {
   o[i] = (*(device const float4*)(x + at)).w;
@@ -146,6 +155,11 @@ def test_an_index_past_a_row_is_found_though_it_stays_inside_the_array() -> None
 def test_an_index_past_a_local_array_is_found() -> None:
     assert kinds(run("index_of_local", torch.zeros(1), 5, threads=1)) == ["out_of_bounds"]
     assert kinds(run("index_of_local", torch.zeros(1), 3, threads=1)) == []
+
+
+def test_an_index_past_a_local_array_at_the_end_of_a_struct_is_found() -> None:
+    assert kinds(run("index_of_member", torch.zeros(1), 5, threads=1)) == ["out_of_bounds"]
+    assert kinds(run("index_of_member", torch.zeros(1), 3, threads=1)) == []
 
 
 # alignment of vectors
