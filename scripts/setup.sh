@@ -126,7 +126,7 @@ PIP="$VENV/bin/python -m pip --disable-pip-version-check $QUIET"
 CONSTRAINTS="$VENV/steelworks-constraints.txt"
 if [ -n "$FOUND_TORCH" ]; then
     say "torch $FOUND_TORCH is installed already and is used as it is"
-    { grep -v '^torch==' constraints.txt; echo "torch==$FOUND_TORCH"; } >"$CONSTRAINTS"
+    { grep -v -e '^torch==' -e '^triton==' constraints.txt; echo "torch==$FOUND_TORCH"; } >"$CONSTRAINTS"
 else
     cp constraints.txt "$CONSTRAINTS"
     PINNED="$(grep '^torch==' constraints.txt)"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
+
 from helpers import Held, assert_adds_up, eventually
 from hypothesis import Phase, settings
 

@@ -1,0 +1,205 @@
+"""Which configuration a kernel runs with: tables as data, with the reason for each row.
+
+A table is a tuple of ``Row``; ``pick`` takes the first whose limits hold for a problem's sizes. Times are device
+times inside a CUDA graph on one H200 (132 multiprocessors, torch 2.11, Triton 3.6), bfloat16 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from steelworks.errors import InvalidInputError
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Row(Generic[Choice]):
+    """One row of a table.
+
+    Attributes:
+        choice: What to run.
+        reason: Why, with figures.
+        when: Limits by the name of a size: least and most, both included; None is no limit.
+    """
+
+    choice: Choice
+    reason: str
+    when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether every limit holds."""
+        return all(
+            (least is None or sizes[name] >= least) and (most is None or sizes[name] <= most)
+            for name, (least, most) in self.when.items()
+        )
+
+
+def pick(table: Sequence[Row[Choice]], **sizes: int) -> Choice:
+    """The choice of the first row whose limits hold.
+
+    Raises:
+        InvalidInputError: no row holds.
+    """
+    for row in table:
+        if row.holds(sizes):
+            return row.choice
+    raise InvalidInputError(f"no configuration for {sizes}; the table ends without a row for all sizes")
+
+
+# --- rows: softmax and norms ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """How rows that fit in registers are shared out, one tile a program.
+
+    Attributes:
+        rows: Rows of a tile.
+        warps: Warps of a program.
+        stream: Loads and stores are marked as not used again.
+        early: A norm's weight and bias are read before the rows, not after their sums.
+    """
+
+    rows: int
+    warps: int
+    stream: bool = False
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class RowLoop:
+    """How rows are shared out where a program goes through many: rows of a tile, warps, programs a multiprocessor."""
+
+    rows: int
+    warps: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class LongRows:
+    """How rows are read that don't fit in registers: blocks of so many columns, by so many warps."""
+
+    block: int
+    warps: int
+
+
+#: The longest row that is read once and stays in registers: 1024 threads hold 32 elements each.
+ROW_MOST: Final = 32768
+
+#: length: the row's, rounded up to a power of two; rows: how many there are; elements: of all rows.
+#: Results that fit in the L2 cache (60 MiB on an H200) are not marked as unused: what comes next reads them there.
+_STREAMED: Final = 2**23
+
+SOFTMAX: Final[tuple[Row[RowTile], ...]] = (
+    Row(
+        RowTile(16, 4),
+        "16 short rows make a tile of up to 1,024 elements, 8 a thread",
+        {"length": (None, 64)},
+    ),
+    Row(RowTile(4, 4), "4 rows make a tile of up to 1,024 elements", {"length": (None, 256)}),
+    Row(
+        RowTile(1, 4),
+        "up to 16 elements a thread: two loads of 16 bytes; 1x1024 0.99 us (2 warps 1.02, 8 warps 1.02)",
+        {"length": (None, 2048)},
+    ),
+    Row(
+        RowTile(2, 16),
+        "32768x4096 128.8 us; a row of 8 warps 130.8 (copy 128.0). At 4096x4096 it loses: 18.5, not 17.8",
+        {"length": (4096, 4096), "rows": (16384, None)},
+    ),
+    Row(
+        RowTile(1, 8, stream=True),
+        "4096x4096 17.75 us (copy 17.76, 4 warps 17.66, 16 warps 22.5)",
+        {"length": (None, 4096), "elements": (_STREAMED, None)},
+    ),
+    Row(RowTile(1, 8), "the same for what may stay in the cache", {"length": (None, 4096)}),
+    Row(RowTile(1, 16), "up to 32 elements a thread", {"length": (None, 16384)}),
+    Row(RowTile(1, 32), "32 elements for each of the 1,024 threads that a program may have"),
+)
+
+SOFTMAX_LONG: Final = LongRows(block=8192, warps=16)
+
+#: Columns of a tile, its elements, and warps: softmax along a dimension that is not the last.
+SOFTMAX_COLUMNS: Final = 32
+SOFTMAX_COLUMN_TILE: Final = 8192
+SOFTMAX_COLUMN_WARPS: Final = 8
+
+#: As above; rms and residual: 1 where they hold.
+NORMS: Final[tuple[Row[RowTile], ...]] = (
+    Row(
+        RowTile(16, 4),
+        "16 short rows make a tile of up to 1,024 elements, 8 a thread",
+        {"length": (None, 64)},
+    ),
+    Row(RowTile(4, 4, early=True), "4 rows make a tile of up to 1,024 elements", {"length": (None, 256)}),
+    Row(
+        RowTile(1, 4, early=True),
+        "up to 16 elements a thread: 1x1024 0.83 us, layer_norm 1.05; with weights read late 1.01 and 1.18",
+        {"length": (None, 2048)},
+    ),
+    Row(
+        RowTile(2, 4, stream=True),
+        "rms_norm with a residual: 4096x4096 34.5 us, 32768x4096 259.2 (one row of 8 warps 34.6 and 261.4)",
+        {"length": (4096, 4096), "elements": (_STREAMED, None), "rms": (1, 1), "residual": (1, 1)},
+    ),
+    Row(
+        RowTile(2, 8, stream=True),
+        "layer_norm: two rows share weight and bias; 4096x4096 18.4 us, 32768x4096 129.2 (one row 132, early 152)",
+        {"length": (4096, 4096), "elements": (_STREAMED, None), "rms": (0, 0), "residual": (0, 0)},
+    ),
+    Row(
+        RowTile(1, 8, stream=True),
+        "rms_norm 4096x4096 17.7 us, 32768x4096 129.2 (4 warps 18.1 and 131.3); layer_norm with a residual 34.7, 261.2",
+        {"length": (None, 4096), "elements": (_STREAMED, None)},
+    ),
+    Row(RowTile(1, 8), "the same for what may stay in the cache", {"length": (None, 4096)}),
+    Row(RowTile(1, 16), "up to 32 elements a thread", {"length": (None, 16384)}),
+    Row(RowTile(1, 32), "32 elements for each of the 1,024 threads that a program may have"),
+)
+
+NORMS_LONG: Final = LongRows(block=8192, warps=16)
+
+#: Backward: programs a multiprocessor; each sums the weight's gradient over its rows in registers.
+NORM_BACKWARD: Final[tuple[Row[RowLoop], ...]] = (
+    Row(RowLoop(4, 4, resident=4), "short rows: 4 make a tile", {"length": (None, 256)}),
+    Row(RowLoop(1, 4, resident=4), "16 elements a thread of x, gradient and two sums", {"length": (None, 2048)}),
+    Row(RowLoop(1, 8, resident=2), "the same", {"length": (None, 4096)}),
+    Row(RowLoop(1, 16, resident=1), "up to 32 elements a thread; more would spill", {"length": (None, 16384)}),
+)  # fmt: skip
+
+#: The longest row whose backward runs here.
+NORM_BACKWARD_MOST: Final = 16384
+
+# --- top_k ------------------------------------------------------------------------------------------------------
+
+#: The largest k: a block holds 32 elements for each of its slots.
+TOPK_MOST: Final = 256
+
+#: Elements or maxima that one block chooses among without another level above them.
+TOPK_TOP: Final = 4096
+
+#: A choice may take k / TOPK_SPARE more than k, so that the search ends before it has found the k-th exactly.
+TOPK_SPARE: Final = 8
+
+#: Groups of 32 elements that one program finds the maxima of.
+TOPK_GROUPS: Final[tuple[Row[int], ...]] = (
+    Row(32, "few groups: 1,024 elements a program spread a row over 64 multiprocessors", {"groups": (None, 16384)}),
+    Row(64, "64x32000 in float32: 8.7 us, with 128 groups 10.2 (the waiting blocks of the choice leave less room)"),
+)  # fmt: skip
+TOPK_MAXIMA_WARPS: Final = 4
+
+#: Warps of the block that chooses, by the elements it holds.
+TOPK_WARPS: Final[tuple[Row[int], ...]] = (
+    Row(4, "up to 8 elements a thread; fewer warps make cheaper barriers", {"elements": (None, 1024)}),
+    Row(
+        8, "8 to 16 elements a thread; 1x65536 6.3 us (4 warps 7.2, 16 warps 6.4)", {"elements": (None, 4096)}
+    ),
+    Row(16, "16 elements a thread", {"elements": (None, 8192)}),
+    Row(32, "16 elements a thread; with 16 warps 32, and most of them in local memory"),
+)
+
+#: Chosen elements that are ranked against each other at once: 64 x 64 comparisons fit in registers.
+TOPK_PART: Final = 64
