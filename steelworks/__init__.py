@@ -1,7 +1,9 @@
 """Steelworks: call one PyTorch model from many threads, safely and fast.
 
 See :class:`BatchQueue` (the queue), :func:`batch_inference` (its short form), :func:`plan` (a model made
-ready for one device) and :class:`StreamPool` (a stream for each thread).
+ready for one device) and :class:`StreamPool` (a stream for each thread); :mod:`steelworks.ops` (operations on any
+device) and :mod:`steelworks.paths` (which implementation of them runs); :mod:`steelworks.nn` (modules) and
+:func:`accelerate` (an existing model takes the selector).
 
 What is exported here is imported when it is first used: torch takes seconds to import, and
 ``steelworks --version`` does not need it.
@@ -28,7 +30,10 @@ from steelworks.errors import (
 )
 
 if TYPE_CHECKING:
+    from steelworks import nn, ops, paths
     from steelworks.batching import BatchQueue, QueueOptions, QueueStatistics, batch_inference, metrics
+    from steelworks.nn.accelerate import accelerate
+    from steelworks.ops.overrides import Installed, install, uninstall
     from steelworks.plans import Padding, Plan, plan
     from steelworks.streams import StreamPool, StreamPoolStatistics
 
@@ -39,6 +44,7 @@ __all__ = [
     "DeadlineExceededError",
     "DeviceRuleError",
     "ForkedProcessError",
+    "Installed",
     "InvalidInputError",
     "ModelOutputError",
     "Padding",
@@ -54,24 +60,34 @@ __all__ = [
     "StreamPoolStatistics",
     "WorkerDiedError",
     "WorkerHungError",
+    "accelerate",
     "batch_inference",
+    "install",
     "metrics",
+    "nn",
+    "ops",
+    "paths",
     "plan",
+    "uninstall",
 ]
 
 _MODULE_OF = {
     "BatchQueue": "steelworks.batching",
+    "Installed": "steelworks.ops.overrides",
     "Padding": "steelworks.plans",
     "Plan": "steelworks.plans",
     "QueueOptions": "steelworks.batching",
     "QueueStatistics": "steelworks.batching",
     "StreamPool": "steelworks.streams",
     "StreamPoolStatistics": "steelworks.streams",
+    "accelerate": "steelworks.nn.accelerate",
     "batch_inference": "steelworks.batching",
+    "install": "steelworks.ops.overrides",
     "metrics": "steelworks.batching",
     "plan": "steelworks.plans",
+    "uninstall": "steelworks.ops.overrides",
 }
-_SUBPACKAGES = ("batching", "devices", "plans", "seam", "streams")
+_SUBPACKAGES = ("batching", "devices", "nn", "ops", "paths", "plans", "seam", "streams")
 
 if not TYPE_CHECKING:  # else type checkers would take any name for one that is there
 
