@@ -218,3 +218,14 @@ def test_what_pytorch_runs_in_place_of_a_choice_is_counted_as_the_vendors() -> N
     with paths.record() as counted:
         assert through_vendor(replace(choice, path="steel"), torch.softmax, X, -1).shape == X.shape
     assert counted.counts == {("softmax", "vendor"): 1}
+
+
+def test_autocast_converts_operands_of_two_dtypes() -> None:
+    x = torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(4, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = ops.linear(x, weight), torch.nn.functional.linear(x, weight)
+    assert torch.equal(got, expected)
+    grads = torch.autograd.grad(got.float().sum(), (x, weight))
+    wanted = torch.autograd.grad(expected.float().sum(), (x, weight))
+    assert all(torch.equal(g, w) and g.dtype == w.dtype for g, w in zip(grads, wanted, strict=True))

@@ -12,6 +12,7 @@ written to a log, which the scheduler adds to its counters when somebody asks.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class ExpressLane:
     def __init__(self, runs: Sequence[Express]) -> None:
         self._free: queue.SimpleQueue[Express] = queue.SimpleQueue()
         self._size = len(runs)
+        # Two that gather the runs at the same time would each wait for those that the other has.
+        self._settling = threading.Lock()
         self._closed_until = 0.0
         self.log: deque[tuple[float, float, bool]] = deque()
         for run in runs:
@@ -91,6 +94,8 @@ class ExpressLane:
             keep: keep all runs, so that none is used any more.
         """
         end = None if timeout is None else time.monotonic() + timeout
+        if not self._settling.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+            return False
         held = []
         try:
             for _ in range(self._size):
@@ -108,3 +113,4 @@ class ExpressLane:
         finally:
             for run in held:
                 self._free.put(run)
+            self._settling.release()

@@ -179,10 +179,11 @@ class Scheduler:
                     if self._idle:
                         wake = self._sleeper_to_wake()
         finally:
+            # Before the delivery, which runs callbacks: one of them may raise KeyboardInterrupt.
+            if wake is not None:
+                wake.wake.release()
             if ended:
                 self._deliver(ended)
-        if wake is not None:
-            wake.wake.release()
         if watched:
             seam.after("Submit", self, request=request, parked=parked, ended=ended, woke=wake is not None)
         return parked

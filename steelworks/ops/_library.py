@@ -236,6 +236,12 @@ class Operator:
         signature = self.signature(*arguments)
         choice = known(signature)
         if choice is None:
+            if self._autocast is not None and _C._is_any_autocast_enabled():
+                # Dtypes that don't agree are allowed there: the choice is for what they become.
+                before, arguments = arguments, self._cast(arguments, [x for x in tensors if x is not None])
+                became = {id(old): new for old, new in zip(before, arguments, strict=True)}
+                tensors = tuple(became.get(id(x), x) for x in tensors)
+                signature = self.signature(*arguments)
             self.check(*arguments)
             choice = choose(signature)
         if choice.path != "vendor" and not _direct(tensors):

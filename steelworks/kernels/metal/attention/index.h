@@ -22,7 +22,7 @@ static inline long attention_key_element(long head, int key, int column, int col
 
 /* How many keys query `row` sees: the first ones (0 or less: none). Aligned lower-right: the last query sees all keys. */
 static inline int attention_key_limit(int row, int q_len, int k_len, int causal) {
-  return row >= q_len ? 0 : causal ? row + 1 + k_len - q_len : k_len;
+  return row >= q_len ? 0 : causal ? k_len - (q_len - 1 - row) : k_len;
 }
 
 /* The end of the keys that any query of [first, first + count) sees; first < q_len. */
