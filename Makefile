@@ -69,6 +69,8 @@ test: $(VENV)/stamp-test
 				echo "evidence missing: no Metal kernel was run or checked, and no mutant of one tried. $$(cat $(VENV)/missing-compiler)"; fi; \
 			if [ -f $(VENV)/missing-java ]; then \
 				echo "evidence missing: no TLA+ model was checked or replayed. $$(cat $(VENV)/missing-java)"; fi; \
+			if [ -f $(VENV)/missing-lean ]; then \
+				echo "evidence missing: no proof was checked. $$(cat $(VENV)/missing-lean)"; fi; \
 			echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
 
 format: $(VENV)/stamp-test

@@ -177,9 +177,19 @@ find_java() {
     say "WARNING: the tests that check the TLA+ models will fail"
     say "  $(cat "$VENV/missing-java")"
 }
+
+# The proofs are checked by Lean: the one on the PATH, or a build for Node that is kept in the user's cache.
+find_lean() {
+    rm -f "$VENV/missing-lean"
+    if "$VENV/bin/python" -m verification.lean.toolchain >/dev/null 2>"$VENV/lean.log"; then return; fi
+    tail -n 1 "$VENV/lean.log" >"$VENV/missing-lean"
+    say "WARNING: the tests that check the proofs will fail"
+    say "  $(cat "$VENV/missing-lean")"
+}
 if [ "$TARGET" = "test" ]; then
     find_compiler
     find_java
+    find_lean
 fi
 
 # The environment for the tests holds all that the demo needs.
