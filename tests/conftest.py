@@ -12,7 +12,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, by whichever test comes first
+    # Read when triton is imported, by whichever test comes first.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from helpers import Held, assert_adds_up, eventually
 from hypothesis import Phase, settings

@@ -86,7 +86,11 @@ def test_dequantized_weights_are_exact_up_to_rounding(n: int, k: int, kind: str)
 @pytest.mark.parametrize(
     ("kind", "thin"),
     [
-        *((kind, thin) for kind in ("int8", "int4 32", "int4 64") for thin in (Thin(16, 4, 2), Thin(32, 8, 3))),
+        *(
+            (kind, thin)
+            for kind in ("int8", "int4 32", "int4 64")
+            for thin in (Thin(16, 4, 2), Thin(32, 8, 3))
+        ),
         ("int8", Thin(64, 2, 3)),
     ],
 )

@@ -210,7 +210,7 @@ def _int4_kernel(
                 later1 = later0
                 if TILES == 2:
                     later1 = tl.load(later_at + second * 8)
-            raws = raws + ((raw0, raw1, pair0, pair1, later0, later1),)  # noqa: RUF005  (what Triton has)
+            raws = raws + ((raw0, raw1, pair0, pair1, later0, later1),)  # type: ignore[assignment]  # noqa: RUF005  (what Triton has)
         if EARLY:
             tl.extra.cuda.gdc_wait()
         for turn in tl.static_range(0, UNROLL):
