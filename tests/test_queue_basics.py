@@ -147,7 +147,7 @@ def test_constants_that_compare_equal_but_differ_are_kept_apart(start: Any, one:
         lambda x: {"double": x * 2, "half": x / 2},
         lambda x: Pair(x * 2, x / 2),
         lambda x: BaseModelOutput(last_hidden_state=x * 2, hidden_states=(x, x / 2)),
-        lambda x: {"name": "the model", "n": 3, "none": None, "deep": [(x,)]},
+        lambda x: {"dtype": x.dtype, "none": None, "deep": [(x,)]},
     ],
     ids=["tuple", "list", "dict", "namedtuple", "ModelOutput", "nested with constants"],
 )
@@ -168,6 +168,33 @@ def test_a_result_has_the_structure_of_the_model_s_output(start: Any, answer: An
         for a, b in zip(got, wanted, strict=True):
             assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
     assert len(model.batches) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: float(x.sum()),
+        lambda x: f"label {x.sum().item():g}",
+        lambda x: bool((x > 2).any()),
+        lambda x: {"x": x * 2, "confidence": x.max().item()},
+        lambda x: (x, 3, "a constant"),
+    ],
+    ids=["number", "text", "bool", "beside a tensor", "constants"],
+)
+def test_a_number_or_text_is_never_another_request_s(start: Any, answer: Any) -> None:
+    model = Held(answer, held=1)
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    futures = [queue.submit(row(v)) for v in range(1, 5)]
+    model.open()
+    first.result(LONG)
+    for v, future in zip(range(1, 5), futures, strict=True):
+        got, expected = (pytree.tree_leaves(y) for y in (future.result(LONG), answer(row(v))))
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b)) if not isinstance(b, str) else a == b
+            for a, b in zip(got, expected, strict=True)
+        )
 
 
 @pytest.mark.parametrize("output", [(), [], {}, None, "done"])
@@ -853,6 +880,7 @@ def test_a_worker_never_waits_for_more_than_fits_a_batch(start: Any) -> None:
 def test_requests_that_came_up_from_behind_max_pending_wake_an_idle_worker(start: Any) -> None:
     model = Held()
     queue = start(model, num_workers=2, max_pending=1)
+    eventually(lambda: len(queue._scheduler._idle) == 2, "both workers wait")
     with watched() as steps:
         taking = steps.stop("before", "Take")
         futures = [queue.submit(row(1))]

@@ -28,7 +28,8 @@ logger = logging.getLogger("steelworks.plans")
 # padded, above which the model is taken to ignore its mask.
 PADDING_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 # Values that mean the same to every request of a batch.
-_PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, torch.dtype, torch.device, torch.Size)
+_CONSTANTS = (type(None), enum.Enum, torch.dtype, torch.device)  # these belong to no row
+_PLAIN = (str, bytes, numbers.Number, torch.Size, *_CONSTANTS)
 _warned: set[str] = set()
 _PROBE_EXTRA = 3  # odd on purpose: a dim that grows by 3 with the padding is the sequence
 
@@ -96,8 +97,8 @@ def cut(
     """Cut a batch's output into one result a request; each has the output's structure.
 
     The results are views of the batch's output: they share its storage, never each other's elements.
-    Tensors are cut along dim 0, and so are lists of plain values with one item a row. Plain values (None,
-    numbers, strings) go to every request as they are.
+    Tensors are cut along dim 0, and so are lists of plain values with one item a row. None, enums and
+    dtypes go to every request as they are; so do numbers and strings where the batch is one request.
 
     Args:
         output: what the model returned for the merged batch (extra rows at the end are dropped).
@@ -167,13 +168,14 @@ def _cut_other(
         if not alone:
             raise ModelOutputError(
                 f"the model returned a list of {len(leaf)} values for a batch of {rows} rows; return one a "
-                "row, a tuple if they are constants, or give the queue a split function"
+                "row, or give the queue a split function"
             )
-    elif not alone and not isinstance(leaf, _PLAIN):
+    elif not alone and not isinstance(leaf, _CONSTANTS):
+        # A number may be the batch's sum, the first row's label or a constant: nothing tells which.
         _warn_once(
             f"the model's output holds a {type(leaf).__name__}, which can't be cut into one part a request, "
-            "so requests run one by one: return tensors only (for example use_cache=False), or give a split "
-            "function"
+            "so requests run one by one: return tensors with a row a row only (for example use_cache=False), "
+            "or give the queue a split function"
         )
         raise ModelOutputError(
             f"the model's output holds a {type(leaf).__name__} for a batch of {len(readings)} requests; "
