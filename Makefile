@@ -71,6 +71,8 @@ test: $(VENV)/stamp-test
 				echo "evidence missing: no TLA+ model was checked or replayed. $$(cat $(VENV)/missing-java)"; fi; \
 			if [ -f $(VENV)/missing-lean ]; then \
 				echo "evidence missing: no proof was checked. $$(cat $(VENV)/missing-lean)"; fi; \
+			if [ -f $(VENV)/missing-cbmc ]; then \
+				echo "evidence missing: no bounds were proven. $$(cat $(VENV)/missing-cbmc)"; fi; \
 			echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
 
 format: $(VENV)/stamp-test

@@ -186,10 +186,21 @@ find_lean() {
     say "WARNING: the tests that check the proofs will fail"
     say "  $(cat "$VENV/missing-lean")"
 }
+
+# The bounds are proven by CBMC: the one on the PATH, or Debian's, which is kept in the user's cache.
+find_cbmc() {
+    rm -f "$VENV/missing-cbmc"
+    if "$VENV/bin/python" -c 'from verification.cbmc import toolchain; toolchain.find(install=True)' \
+        >/dev/null 2>"$VENV/cbmc.log"; then return; fi
+    tail -n 1 "$VENV/cbmc.log" >"$VENV/missing-cbmc"
+    say "WARNING: the tests that prove bounds will fail"
+    say "  $(cat "$VENV/missing-cbmc")"
+}
 if [ "$TARGET" = "test" ]; then
     find_compiler
     find_java
     find_lean
+    find_cbmc
 fi
 
 # The environment for the tests holds all that the demo needs.
