@@ -52,9 +52,18 @@ lint: $(VENV)/stamp-test
 	@echo "== mypy"
 	@$(BIN)/mypy
 
+# The tests of the runtime run alone: they are about threads. Kernels and proofs share the cores, the longest files first.
+EVIDENCE := tests/verification tests/kernels tests/metalsim tests/ops tests/nn tests/triton
 unit: $(VENV)/stamp-test
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@echo "== pytest: kernels, operations and proofs, on all cores"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(EVIDENCE)
+	@echo "== pytest: the runtime"
+	@$(BIN)/python -m pytest $(EVIDENCE:%=--ignore=%)
+else
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 mutants: $(VENV)/stamp-test
 	@echo "== mutants of the Metal kernels"

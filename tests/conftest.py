@@ -28,6 +28,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kernels-on", choices=["metalsim", "mps"], default="metalsim")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of the corpus of planted defects was found."""
+    stats, file = terminalreporter.stats, "test_metal_corpus.py::"
+    found = ("test_the_planted_defect_is_found", "test_a_kernel_that_can_not_be_made_is_refused")
+    for words, tests in (
+        ("planted defects found", found),
+        ("corrected twins without a finding", ("test_the_corrected_twin_is_silent",)),
+    ):
+        passed, failed = (
+            sum(any(file + test in r.nodeid for test in tests) for r in stats.get(outcome, ()))
+            for outcome in ("passed", "failed")
+        )
+        if passed + failed:
+            terminalreporter.write_line(f"metalsim: {passed} of {passed + failed} {words}")
+
+
 # For scripts/planted_bugs.py: that a property fails is enough there; the smallest example is not needed.
 settings.register_profile("find-only", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 

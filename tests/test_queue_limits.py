@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gc
 import os
@@ -641,3 +642,28 @@ def test_a_service_that_sees_endless_new_shapes_and_constants_forgets_old_ones(
         assert len(reader._shapes) <= 50
         assert len(reader._groups) <= 60
         assert len(reader._lanes) <= 60
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_wait", "5ms"), ("aging", None), ("batch_timeout", "1 s")], ids=str
+)
+def test_a_time_that_is_no_number_is_refused_by_name(option: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{option} is {value!r}; it must be a number, in seconds"):
+        sw.BatchQueue(torch.nn.Identity(), **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("deadline", "50ms"), ("priority", "high")])
+def test_a_request_s_option_that_is_no_number_is_refused_by_name(start: Any, option: str, value: str) -> None:
+    queue = start(torch.nn.Identity())
+    with pytest.raises(ValueError, match=f"{option} is '{value}'"):
+        queue(torch.ones(1, 2), **{option: value})
+
+
+def test_awaiting_the_future_of_a_thread_names_the_way_for_asyncio(start: Any) -> None:
+    queue = start(torch.nn.Identity())
+
+    async def wrong() -> None:
+        await queue.submit(torch.ones(1, 2))
+
+    with pytest.raises(TypeError, match="asubmit"):
+        asyncio.run(wrong())

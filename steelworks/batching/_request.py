@@ -106,6 +106,11 @@ class RequestFuture(concurrent.futures.Future[Any]):
         self._cancel_request = cancel
         self.request: Request | None = None
 
+    def __await__(self) -> Any:
+        raise TypeError(
+            "queue.submit(x) gives a future for threads; in asyncio write: await queue.asubmit(x)"
+        )
+
     def cancel(self) -> bool:
         """Cancel the request if it has not started; True if it is cancelled now."""
         if self.request is not None and not self.done():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +55,10 @@ class QueueOptions:
         _at_least("express", self.express, 0)
         if self.overflow not in ("block", "reject", "drop_oldest"):
             raise ValueError(f"overflow is {self.overflow!r}; it must be 'block', 'reject' or 'drop_oldest'")
+        for name in ("max_wait", "aging", "batch_timeout"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) and not (name == "batch_timeout" and value is None):
+                raise ValueError(f"{name} is {value!r}; it must be a number, in seconds")
         if not 0.0 <= self.max_wait <= threading.TIMEOUT_MAX:
             raise ValueError(
                 f"max_wait is {self.max_wait}; it is in seconds and must be finite and 0 or more"

@@ -6,6 +6,7 @@ import _thread
 import asyncio
 import copy
 import math
+import numbers
 import threading
 import time
 import weakref
@@ -255,7 +256,8 @@ class BatchQueue:
         if withdrawn:
             where = "was running" if entry.reading is not None else "waited for a worker"
             entry.error = DeadlineExceededError(
-                f"the request's deadline of {deadline - entry.arrived:.3f} s passed while it {where}"
+                f"the request's deadline of {deadline - entry.arrived:.3g} s passed while it {where}; give it longer, "
+                "or send fewer requests at once"
             )
         else:
             gate.acquire()  # it ended in this very moment; its delivery is on the way
@@ -523,12 +525,12 @@ def _own_worker(call: str) -> RuntimeError:
 
 
 def _checked(priority: float) -> float:
-    if math.isnan(priority):
-        raise ValueError("priority is nan; it must be a number of steps, such as 0 or 1.5")
+    if not isinstance(priority, numbers.Real) or math.isnan(priority):
+        raise ValueError(f"priority is {priority!r}; it must be a number of steps, such as 0 or 1.5")
     return priority
 
 
 def _seconds(deadline: float) -> float:
-    if not deadline > 0.0:
-        raise ValueError(f"deadline is {deadline}; it is in seconds from now and must be more than 0")
+    if not isinstance(deadline, numbers.Real) or not deadline > 0.0:
+        raise ValueError(f"deadline is {deadline!r}; it is in seconds from now and must be more than 0")
     return deadline

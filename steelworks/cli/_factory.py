@@ -13,8 +13,9 @@ from torch import nn
 
 from steelworks.cli._load import tensors_of
 from steelworks.cli._options import CommandError
-from steelworks.cli._workload import Workload, as_is
+from steelworks.cli._workload import Workload, as_is, call_model
 
+_SHAPES_TRIED = 8
 _EXPECTED = "a function without arguments that returns (model, list of requests)"
 
 
@@ -47,6 +48,30 @@ def load_factory(name: str) -> Workload:
         )
     model, requests = _taken_apart(name, factory())
     return Workload(title=name, model=model, requests=requests, prepare=as_is)
+
+
+def try_requests(name: str, workload: Workload, device: torch.device) -> None:
+    """Call the model once with the first request of each shape, a few shapes at most.
+
+    Raises:
+        CommandError: the model refuses one.
+    """
+    seen: set[object] = set()
+    for index, request in enumerate(workload.requests):
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(request))
+        if shapes in seen:
+            continue
+        seen.add(shapes)
+        try:
+            call_model(workload.model.to(device).eval(), request, device)
+        except Exception as error:
+            listed = ", ".join(str(list(shape)) for shape, _ in shapes)
+            raise CommandError(
+                f"--model {name}: the model refuses request {index}, of shape {listed}: "
+                f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
+        if len(seen) == _SHAPES_TRIED:
+            return
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -95,6 +95,11 @@ def judge(comparison: Comparison, settings: Settings) -> Verdict:
     if difference is not None:
         answers += f", answers {_agreement(difference)} single calls"
     compared = f" ({', '.join(parts)})" if parts else ""
+    rivals = [row for row in map(comparison.find, ("threads", "lock")) if row is not None]
+    if any(row.throughput_rps > queue.throughput_rps and not row.errors for row in rivals):
+        answers += (
+            ". It is slower here than calling the model directly: this model gains nothing from batches"
+        )
     return Verdict(
         True,
         f"ok: BatchQueue answered {queue.throughput_rps:.0f} requests a second from "

@@ -56,7 +56,7 @@ def bench(
     my_model.py, then: steelworks bench --model my_model:factory
     """
     from steelworks.cli._compare import Settings
-    from steelworks.cli._factory import device_of, load_factory
+    from steelworks.cli._factory import device_of, load_factory, try_requests
     from steelworks.cli._run import check_outputs, run_comparison
     from steelworks.cli._workload import Workload
 
@@ -70,6 +70,7 @@ def bench(
     def load() -> tuple[Workload, Settings]:
         workload = load_factory(model)
         where = device_of(workload.model) if chosen is None else chosen
+        try_requests(model, workload, where)
         count = len(workload.requests) if requests is None else requests
         again = ["bench", "--model", model, "--callers", str(callers), "--requests", str(count)]
         settings = Settings(

@@ -200,7 +200,8 @@ def _narrow(part: torch.Tensor, dims: tuple[int, ...], length: int, shift: int) 
 def _no_rows(leaf: torch.Tensor, rows: int) -> ModelOutputError:
     return ModelOutputError(
         f"the model returned a tensor of shape {list(leaf.shape)} for a batch of {rows} rows; dim 0 of every "
-        "output tensor must be the batch: return one row an input row, or give the queue a split function"
+        "output tensor must be the batch. If a request lacks the batch dimension, pass x[None] or set unbatched=True; "
+        "else return one row an input row, or give the queue a split function"
     )
 
 

@@ -259,7 +259,7 @@ class InputReader:
         if not leaves:
             raise InvalidInputError(
                 f"the request is {_short(request)}, which holds no tensor; pass a tensor, or a tuple or dict "
-                "of tensors, or give the queue a collate function"
+                "of tensors (torch.from_numpy(x) makes one of an array), or give the queue collate and split functions"
             )
         if self._unbatched:
             leaves = tuple(leaf.unsqueeze(0) for leaf in leaves)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from _cases import TOTALS, reset_allocator
+from _cases import TOTALS, reset_allocator, total
 from _mps import compiler
 
 from steelworks import metalsim
@@ -45,6 +46,22 @@ def _plain_allocator() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     reset_allocator()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest-xdist, what a worker counted goes to the process that prints."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["kernel_cases"] = {family: (t.compared, t.checked) for family, t in TOTALS.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: its counts are added."""
+    for family, (compared, checked) in getattr(node, "workeroutput", {}).get("kernel_cases", {}).items():
+        counts = total(family)
+        counts.compared += compared
+        counts.checked += checked
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
