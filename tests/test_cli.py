@@ -47,6 +47,9 @@ class Refusing(nn.Module):
 def refusing():
     return Refusing(), [torch.full((1, 2), float(i)) for i in range(6)]
 
+def misshapen():
+    return nn.Linear(8, 2), [torch.randn(1, 8), torch.randn(1, 3)]
+
 class Aborting(nn.Module):
     """Does what plain threads do on some devices: with more than one caller the process ends."""
     def forward(self, x):
@@ -295,6 +298,7 @@ def test_the_oracle_is_the_best_of_its_ways_to_spend_the_cores(
         ("factories:no_module", "the model is a function"),
         ("factories:nothing", "the list of requests is empty"),
         ("factories:no_tensor", "request 0 is no tensor"),
+        ("factories:misshapen", "the model refuses request 1, of shape [1, 3]: RuntimeError"),
     ],
 )
 def test_a_factory_that_does_not_fit_is_a_clear_error(models: Path, name: str, reason: str) -> None:

@@ -70,7 +70,9 @@ def bench(
     def load() -> tuple[Workload, Settings]:
         workload = load_factory(model)
         where = device_of(workload.model) if chosen is None else chosen
-        try_requests(model, workload, where)
+        isolated = where.type == "mps" if isolate is None else isolate
+        if not isolated:  # else what the model does is to happen in the child process
+            try_requests(model, workload, where)
         count = len(workload.requests) if requests is None else requests
         again = ["bench", "--model", model, "--callers", str(callers), "--requests", str(count)]
         settings = Settings(
@@ -82,7 +84,7 @@ def bench(
             time_limit=time_limit,
             tolerance=tolerance,
             scenarios=scenarios,
-            isolate=where.type == "mps" if isolate is None else isolate,
+            isolate=isolated,
             isolated_command=(*again, "--device", str(where), "--max-batch-size", str(max_batch_size)),
         )
         return workload, settings
