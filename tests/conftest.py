@@ -44,6 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"metalsim: {passed} of {passed + failed} {words}")
 
 
+# The same examples in every run; for others: pytest --hypothesis-profile=default
+settings.register_profile("same-examples", derandomize=True)
+settings.load_profile("same-examples")
 # For scripts/planted_bugs.py: that a property fails is enough there; the smallest example is not needed.
 settings.register_profile("find-only", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 

