@@ -298,10 +298,11 @@ def test_a_failed_install_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch)
     good = overrides._replace
     done: list[str] = []
 
-    def second_fails(library: Any, override: Any, key: str) -> None:
-        good(library, override, key) if not done else fail()
+    def second_fails(library: Any, override: Any, *rest: Any) -> None:
+        good(library, override, *rest) if not done else fail()
         done.append(override.aten)
 
+    monkeypatch.setattr(overrides, "_switches", {})
     monkeypatch.setattr(overrides, "_replace", second_fails)
     with paths.simulate_metal():
         with pytest.raises(RuntimeError, match="no"):

@@ -23,7 +23,17 @@ from steelworks.paths._state import current
 from ._library import _PLAIN, _direct
 from ._overridden import OVERRIDES, Override
 
+
+class _Switch:
+    """Whether the overrides of a device are on. They stay registered: PyTorch 2.13 keeps pointers to kernels in places
+    of its own, and has been seen to crash when some were taken away again (opcheck, after ``uninstall``)."""
+
+    on = False
+
+
 _guard: Final = threading.Lock()
+_switches: Final[dict[str, _Switch]] = {}
+_libraries: Final[list[Any]] = []
 _installed: dict[str, Installed] = {}
 _C: Any = torch._C
 
@@ -48,7 +58,6 @@ class Installed:
 
     device: str
     operators: tuple[str, ...]
-    _libraries: tuple[Any, ...] = ()
 
     def __enter__(self) -> Installed:
         return self
@@ -68,7 +77,7 @@ def install(device: str | torch.device) -> Installed:
 
     Each call costs 5 to 10 microseconds of host time more, on the vendor path too. Call it before threads use the
     device, and before any model is compiled: compiled code calls what it was compiled with. Undo it with
-    :func:`uninstall`, or use it in a ``with`` statement.
+    :func:`uninstall`, or use it in a ``with`` statement; after that a call costs a few microseconds more than before.
 
     Args:
         device: ``"cuda"`` or ``"mps"``; ``"cpu"`` inside ``paths.simulate_metal()``, for tests.
@@ -83,18 +92,28 @@ def install(device: str | torch.device) -> Installed:
         _check(kind)
         key = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS"}[kind]
         wanted = [o for o in OVERRIDES if kind in o.devices]
-        library: Any = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-        try:
-            with warnings.catch_warnings():  # that a kernel is overridden is what was asked for
-                warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-                for override in wanted:
-                    _replace(library, override, key)
-        except BaseException:
-            library._destroy()
-            raise
-        done = Installed(kind, tuple(o.aten for o in wanted), (library,))
+        switch = _switches.get(kind)
+        if switch is None:
+            switch = _register(kind, key, wanted)
+        done = Installed(kind, tuple(o.aten for o in wanted))
+        switch.on = True
         _installed[kind] = done
         return done
+
+
+def _register(kind: str, key: str, wanted: list[Override]) -> _Switch:
+    """Registers the overrides of a device, switched off, for as long as the process lives."""
+    switch = _Switch()
+    library: Any = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():  # that a kernel is overridden is what was asked for
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+            for override in wanted:
+                _replace(library, override, key, switch)
+    finally:
+        _libraries.append(library)  # after a failure too: what was registered by then stays, switched off
+    _switches[kind] = switch
+    return switch
 
 
 def uninstall(device: str | torch.device | None = None) -> None:
@@ -106,8 +125,8 @@ def uninstall(device: str | torch.device | None = None) -> None:
     kind = None if device is None else torch.device(device).type
     with _guard:
         for name in [d for d in _installed if kind in (None, d)]:
-            for library in _installed.pop(name)._libraries:
-                library._destroy()
+            _switches[name].on = False
+            del _installed[name]
 
 
 def _check(kind: str) -> None:
@@ -142,17 +161,19 @@ def _names(here: dict[str, bool]) -> str:
     return ", ".join(repr(name) for name, there in here.items() if there)
 
 
-def _replace(library: Any, override: Override, key: str) -> None:
+def _replace(library: Any, override: Override, key: str, switch: _Switch) -> None:
     """Registers one override, in front of the kernel that is there."""
     name = f"aten::{override.aten}"
     if _C._dispatch_has_kernel_for_dispatch_key(name, key) or _C._dispatch_has_kernel_for_dispatch_key(
         name, "CompositeExplicitAutograd"
     ):
         # PyTorch's gradient formula stays above it.
-        library.impl(override.aten, _below_autograd(override, _original(name, key)), key, with_keyset=True)
+        library.impl(
+            override.aten, _below_autograd(override, _original(name, key), switch), key, with_keyset=True
+        )
         return
     # A composition: gradients come from its parts, so it is replaced above them, and for inference tensors below.
-    run = _composite(override, _original(name, key))
+    run = _composite(override, _original(name, key), switch)
     for where in (key, f"Autograd{key}"):
         library.impl(override.aten, run, where, with_keyset=True)
 
@@ -163,11 +184,11 @@ def _original(name: str, key: str) -> Callable[..., Any]:
     return call
 
 
-def _below_autograd(override: Override, original: Callable[..., Any]) -> Callable[..., Any]:
+def _below_autograd(override: Override, original: Callable[..., Any], switch: _Switch) -> Callable[..., Any]:
     operator, convert = override.operator, override.convert
 
     def run(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        if _local.inside:
+        if _local.inside or not switch.on:
             return original(keyset, *args, **kwargs)
         call = convert(*args, **kwargs)
         if call is None:
@@ -185,11 +206,11 @@ def _below_autograd(override: Override, original: Callable[..., Any]) -> Callabl
     return run
 
 
-def _composite(override: Override, original: Callable[..., Any]) -> Callable[..., Any]:
+def _composite(override: Override, original: Callable[..., Any], switch: _Switch) -> Callable[..., Any]:
     operator, convert = override.operator, override.convert
 
     def run(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        if _local.inside:
+        if _local.inside or not switch.on:
             return original(keyset, *args, **kwargs)
         call = convert(*args, **kwargs)
         if call is None or any(type(x) not in _PLAIN for x in call[0]):
