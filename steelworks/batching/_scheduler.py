@@ -851,4 +851,6 @@ def _expired(request: Request) -> DeadlineExceededError:
     assert request.deadline is not None
     allowed = request.deadline - request.arrived
     where = "was running" if request.state == RUNNING else "waited for a worker"
-    return DeadlineExceededError(f"the request's deadline of {allowed:.3f} s passed while it {where}")
+    return DeadlineExceededError(
+        f"the request's deadline of {allowed:.3g} s passed while it {where}; give it longer, or send fewer at once"
+    )

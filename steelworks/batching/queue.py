@@ -256,8 +256,8 @@ class BatchQueue:
         if withdrawn:
             where = "was running" if entry.reading is not None else "waited for a worker"
             entry.error = DeadlineExceededError(
-                f"the request's deadline of {deadline - entry.arrived:.3g} s passed while it {where}; give it longer, "
-                "or send fewer requests at once"
+                f"the request's deadline of {deadline - entry.arrived:.3g} s passed while it {where}; "
+                "give it longer, or send fewer at once"
             )
         else:
             gate.acquire()  # it ended in this very moment; its delivery is on the way
