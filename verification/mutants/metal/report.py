@@ -28,12 +28,14 @@ class Survivor:
         text: What it replaces: that the entry still means the same place.
         equivalent: Nothing could notice it. Otherwise it counts as missed.
         reason: Why it survives.
+        by_chance: It is caught in most runs, and not in all: what it reads is whatever was there before.
     """
 
     id: str
     text: str
     equivalent: bool
     reason: str
+    by_chance: bool = False
 
 
 def read_survivors(path: Path = SURVIVORS) -> dict[str, Survivor]:
@@ -48,7 +50,13 @@ def read_survivors(path: Path = SURVIVORS) -> dict[str, Survivor]:
         for name, text in group["mutants"].items():
             if name in listed:
                 raise ValueError(f"{path.name} lists {name} twice")
-            listed[name] = Survivor(name, text, group["equivalent"], " ".join(group["reason"].split()))
+            listed[name] = Survivor(
+                name,
+                text,
+                group["equivalent"],
+                " ".join(group["reason"].split()),
+                group.get("by_chance", False),
+            )
     return listed
 
 
@@ -81,15 +89,16 @@ class Result:
     def stale(self) -> list[str]:
         """Entries of the list that no longer hold, with what to do."""
         found = []
-        for name, entry in self.survivors.items():
+        for name, listed in self.survivors.items():
             if name not in self.ids:
                 found.append(f"{name}: there is no such mutant any more; take it off the list")
-            elif self.ids[name] != entry.text:
+            elif self.ids[name] != listed.text:
                 found.append(
-                    f"{name}: it replaces {self.ids[name]!r}, the list says {entry.text!r}; look at it again"
+                    f"{name}: it replaces {self.ids[name]!r}, the list says {listed.text!r}; look at it again"
                 )
         for mutant, verdict in self.verdicts.items():
-            if verdict.outcome == CAUGHT and mutant.id in self.survivors:
+            entry = self.survivors.get(mutant.id)
+            if verdict.outcome == CAUGHT and entry is not None and not entry.by_chance:
                 found.append(f"{mutant.id}: it is caught ({verdict.how}); take it off the list")
         return found
 
