@@ -9,12 +9,11 @@ from torch import nn
 
 from steelworks import ops
 from steelworks.errors import InvalidInputError
-from steelworks.ops.quantized import GROUP_SIZES, QuantizedWeight
+from steelworks.kernels.quantized_weight import GROUP_SIZES, QuantizedWeight, groups_of
 
 from ._checks import plain_linear
 
 _DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-_CHUNK: Final = 8  # columns that a row in 8 bits is padded to
 
 
 class QuantizedLinear(nn.Module):
@@ -56,8 +55,8 @@ class QuantizedLinear(nn.Module):
         _check(bits, group_size, dtype)
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         self.group_size = 0 if bits == 8 else group_size
-        groups = 1 if bits == 8 else -(-in_features // group_size)
-        columns = -(-in_features // _CHUNK) * _CHUNK if bits == 8 else groups * group_size // 2
+        groups, width = groups_of(in_features, self.group_size)
+        columns = groups * width * bits // 8
         self.register_buffer("packed", torch.zeros(out_features, columns, dtype=torch.uint8, device=device))
         self.register_buffer("scales", torch.zeros(out_features, groups, dtype=dtype, device=device))
         self.register_buffer("zeros", torch.zeros(out_features, groups, dtype=dtype, device=device))

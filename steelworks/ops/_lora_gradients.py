@@ -7,12 +7,11 @@ from typing import Any, Final
 
 import torch
 
+from steelworks.kernels.lora_operands import MAX_RANK
 from steelworks.paths import Signature
 
 from ._library import Operator, device_type, float_reason
 
-#: The largest rank of the Metal kernels.
-_METAL_RANK: Final = 64
 NO_GRAPH: Final = {
     ("mps", "graph"): "PyTorch has no operator for a linear layer with an adapter, so nothing to ask for"
 }
@@ -30,19 +29,17 @@ def possible_metal(signature: Signature) -> str | None:
     """Why the Metal kernels can't take such a call, or None."""
     a = signature.shapes[2]
     assert a is not None
-    if not 1 <= a[-2] <= _METAL_RANK:
-        return f"the rank is {a[-2]}; the Metal kernels have 1 to {_METAL_RANK}"
+    if not 1 <= a[-2] <= MAX_RANK:
+        return f"the rank is {a[-2]}; the Metal kernels have 1 to {MAX_RANK}"
     return float_reason(signature.dtype)
 
 
 def possible_triton(signature: Signature) -> str | None:
     """Why the Triton kernels can't take such a call, or None."""
-    from steelworks.kernels.triton import lora as kernels
-
     a = signature.shapes[2]
     assert a is not None
-    if not 1 <= a[-2] <= kernels.MAX_RANK:
-        return f"the rank is {a[-2]}; the Triton kernels have 1 to {kernels.MAX_RANK}"
+    if not 1 <= a[-2] <= MAX_RANK:
+        return f"the rank is {a[-2]}; the Triton kernels have 1 to {MAX_RANK}"
     return float_reason(signature.dtype)
 
 

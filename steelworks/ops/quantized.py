@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from steelworks.errors import InvalidInputError
-from steelworks.kernels.metal import quantized as _formats
-from steelworks.kernels.metal.quantized import GROUP_SIZES, QuantizedWeight
+from steelworks.kernels import quantized_weight as _formats
+from steelworks.kernels.quantized_weight import GROUP_SIZES, QuantizedWeight
 from steelworks.paths import Signature
 
 from ._checks import FLOATS, check_devices, check_dtype
@@ -224,7 +224,7 @@ def _check_weight(
 ) -> QuantizedWeight:
     weight = QuantizedWeight(packed, scales, zeros, bits, group_size, columns)
     try:
-        _formats._check_weight(weight)
+        _formats.check_weight(weight)
     except InvalidInputError as problem:
         raise InvalidInputError(f"{name}: {problem}; quantize_int8 and quantize_int4 make such") from None
     check_devices(name, packed=packed, scales=scales, zeros=zeros)
@@ -243,8 +243,6 @@ def _vendor_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    if packed.shape[0] == 0:
-        return packed.new_empty((0, columns), dtype=dtype)
     weight = QuantizedWeight(packed, scales, zeros, bits, group_size, columns)
     return _formats.dequantize(weight).to(dtype)
 
@@ -307,7 +305,9 @@ def _possible(signature: Signature) -> str | None:
 
 
 def _metal(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return _formats.quantized_linear(x, QuantizedWeight(*rest[:6]), rest[6])
+    from steelworks.kernels.metal import quantized as kernels
+
+    return kernels.quantized_linear(x, QuantizedWeight(*rest[:6]), rest[6])
 
 
 def _triton(x: torch.Tensor, *rest: Any) -> torch.Tensor:

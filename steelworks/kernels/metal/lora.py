@@ -6,13 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from steelworks.errors import InvalidInputError
+from steelworks.kernels.lora_operands import check_adapters, check_operands, check_rank, rows_dense
 
 from . import tuning
 from ._launch import SIMD_WIDTH, Variant, empty, launch, metal_type
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_RANK = max(tuning.LORA_RANKS)
 
 
 class _Params(NamedTuple):
@@ -54,7 +51,7 @@ def lora_linear(
     Raises:
         InvalidInputError: shapes or dtypes that do not fit together, or a rank that is not from 1 to 64.
     """
-    _check_rank(a, 2, "(r, k)")
+    check_rank(a, 2, "(r, k)")
     return _run(x, weight, a.unsqueeze(0), b.unsqueeze(0), bias, float(scale), None, None)
 
 
@@ -88,17 +85,8 @@ def lora_linear_multi(
     Raises:
         InvalidInputError: shapes or dtypes that do not fit together, or a rank that is not from 1 to 64.
     """
-    _check_rank(a, 3, "(count, r, k)")
-    if scales.shape != a.shape[:1] or scales.dtype != torch.float32:
-        raise InvalidInputError(
-            f"scales is {scales.dtype} of shape {tuple(scales.shape)}; float32 of shape {tuple(a.shape[:1])} "
-            "is needed"
-        )
-    if adapters.shape != x.shape[:-1] or adapters.dtype != torch.int32:
-        raise InvalidInputError(
-            f"adapters is {adapters.dtype} of shape {tuple(adapters.shape)}; int32 of shape "
-            f"{tuple(x.shape[:-1])}, the rows of x, is needed"
-        )
+    check_rank(a, 3, "(count, r, k)")
+    check_adapters(x, a, scales, adapters)
     return _run(x, weight, a, b, bias, 1.0, scales.contiguous(), adapters.contiguous())
 
 
@@ -112,14 +100,14 @@ def _run(
     scales: torch.Tensor | None,
     adapters: torch.Tensor | None,
 ) -> torch.Tensor:
-    _check(x, weight, a, b, bias)
+    check_operands(x, weight, a, b, bias)
     n, k = weight.shape
     out = empty((*x.shape[:-1], n), x.dtype, x.device)
     if out.numel() == 0:
         return out
     m, r = out.numel() // n, a.shape[1]
-    rows = _rows(x.reshape(m, k))
-    weight = _rows(weight)
+    rows = rows_dense(x.reshape(m, k))
+    weight = rows_dense(weight)
     has_bias = int(bias is not None)
     params = _Params(m, n, k, r, a.shape[0], rows.stride(0), weight.stride(0), has_bias)
     multi = adapters is not None
@@ -153,40 +141,3 @@ def _run(
         group=(threads, 1),
     )
     return out
-
-
-def _rows(matrix: torch.Tensor) -> torch.Tensor:
-    """The same matrix with adjacent elements in a row."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()
-
-
-def _check_rank(a: torch.Tensor, dimensions: int, shape: str) -> None:
-    if a.dim() != dimensions:
-        raise InvalidInputError(f"a has shape {tuple(a.shape)}; {shape} is needed")
-    if not 1 <= a.shape[-2] <= MAX_RANK:
-        raise InvalidInputError(
-            f"the rank is {a.shape[-2]}; 1 to {MAX_RANK} are allowed: add the adapter to the weight instead"
-        )
-
-
-def _check(
-    x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise InvalidInputError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; (..., k) and (n, k) are needed"
-        )
-    n, k = weight.shape
-    count, r = a.shape[:2]
-    for name, tensor, shape in (("a", a, (count, r, k)), ("b", b, (count, n, r)), ("bias", bias, (n,))):
-        if tensor is not None and tensor.shape != shape:
-            raise InvalidInputError(
-                f"{name} has shape {tuple(tensor.shape)}; {shape} is needed for x {tuple(x.shape)}, weight "
-                f"{tuple(weight.shape)} and rank {r} (one adapter counts as a stack of one)"
-            )
-    for name, tensor in (("x", x), ("weight", weight), ("a", a), ("b", b), ("bias", bias)):
-        if tensor is not None and (tensor.dtype not in _DTYPES or tensor.dtype != x.dtype):
-            raise InvalidInputError(
-                f"{name} is {tensor.dtype} and x is {x.dtype}; they must be the same, and one of float32, "
-                "float16, bfloat16: convert them"
-            )

@@ -6,48 +6,11 @@ are counted (metalsim's counters, held by the tests) or computed from sizes; not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final
 
-from steelworks.errors import InvalidInputError
-
-Choice = TypeVar("Choice")
-
-
-@dataclass(frozen=True)
-class Row(Generic[Choice]):
-    """One row of a table.
-
-    Attributes:
-        choice: What to run.
-        reason: Why, with figures.
-        when: Limits by the name of a size: least and most, both included; None is no limit.
-    """
-
-    choice: Choice
-    reason: str
-    when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether every limit holds."""
-        return all(
-            (least is None or sizes[name] >= least) and (most is None or sizes[name] <= most)
-            for name, (least, most) in self.when.items()
-        )
-
-
-def pick(table: Sequence[Row[Any]], **sizes: int) -> Any:
-    """The choice of the first row whose limits hold.
-
-    Raises:
-        InvalidInputError: no row holds.
-    """
-    for row in table:
-        if row.holds(sizes):
-            return row.choice
-    raise InvalidInputError(f"no kernel variant for {sizes}; the table ends without a row for all sizes")
-
+from steelworks.kernels.table import Row as Row
+from steelworks.kernels.table import pick as pick
 
 # --- shared -----------------------------------------------------------------------------------------------------------
 

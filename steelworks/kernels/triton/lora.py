@@ -7,14 +7,12 @@ from typing import Any, Final
 
 import torch
 
-from steelworks.errors import InvalidInputError
+from steelworks.kernels.lora_operands import check_adapters, check_operands, check_rank, rows_dense
 
 from . import _counters
 from ._launch import Launch, Options, Plans, cdiv, interpreted, power_of_two, processors, supports_pdl
 from ._lora_kernels import ADAPTER_GRADS, ADD, EXPAND_MIXED, LINEAR, LOW, LOW_MIXED
 
-_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
-MAX_RANK: Final = 64
 _DOT_LEAST: Final = 16  # least depth of a matrix product in Triton
 
 
@@ -202,14 +200,14 @@ def lora_linear_multi(
     n, k = weight.shape[0], weight.shape[-1]
     plan = _plans.get(key)
     if plan is None:
-        _check_rank(a, 3, "(count, r, k)")
-        _check_mixed(x, a, scales, adapters)
-        _check(x, weight, a, b, bias)
+        check_rank(a, 3, "(count, r, k)")
+        check_adapters(x, a, scales, adapters)
+        check_operands(x, weight, a, b, bias)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     m, count = out.numel() // n, a.shape[0]
-    rows, weight = _rows(x.reshape(m, k)), _rows(weight)
+    rows, weight = rows_dense(x.reshape(m, k)), rows_dense(weight)
     bias = out if bias is None else bias.contiguous()
     if count == 0:
         a, b, scales = (torch.zeros(1, *t.shape[1:], dtype=t.dtype, device=t.device) for t in (a, b, scales))
@@ -252,8 +250,8 @@ def lora_backward(
     r = a.shape[0]
     m = low.shape[0]
     of_x = of_weight = of_a = of_b = of_bias = None
-    rows, grads = _rows(x.reshape(m, k)), grad.reshape(m, n).contiguous()
-    weight, a, b = _rows(weight), a.contiguous(), b.contiguous()
+    rows, grads = rows_dense(x.reshape(m, k)), grad.reshape(m, n).contiguous()
+    weight, a, b = rows_dense(weight), a.contiguous(), b.contiguous()
     if m == 0 or n == 0 or k == 0:
         makers = (x, weight, a, b, grads.new_empty(n))
         return tuple(torch.zeros_like(t) if needed else None for t, needed in zip(makers, needs, strict=True))
@@ -322,13 +320,13 @@ def _forward(
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
-        _check_rank(a, 2, "(r, k)")
-        _check(x, weight, a.unsqueeze(0), b.unsqueeze(0), bias)
+        check_rank(a, 2, "(r, k)")
+        check_operands(x, weight, a.unsqueeze(0), b.unsqueeze(0), bias)
     n, k = weight.shape
     m, r = x.shape[:-1].numel(), a.shape[0]
     if m * n == 0:
         return x.new_empty((*x.shape[:-1], n)), x.new_zeros((m, r))
-    rows, weight = _rows(x.reshape(m, k)), _rows(weight)
+    rows, weight = rows_dense(x.reshape(m, k)), rows_dense(weight)
     a, b = a.contiguous(), b.contiguous()
     if plan is None:
         plan = _plans.keep(
@@ -575,53 +573,3 @@ def _nothing(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         float32 = torch.empty(16, dtype=torch.float32, device=device)
         found = _nothings[device] = (float32, torch.empty(16, dtype=torch.int32, device=device))
     return found
-
-
-def _rows(matrix: torch.Tensor) -> torch.Tensor:
-    """The same matrix with adjacent elements in a row."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()
-
-
-def _check_rank(a: torch.Tensor, dimensions: int, shape: str) -> None:
-    if a.dim() != dimensions:
-        raise InvalidInputError(f"a has shape {tuple(a.shape)}; {shape} is needed")
-    if not 1 <= a.shape[-2] <= MAX_RANK:
-        raise InvalidInputError(
-            f"the rank is {a.shape[-2]}; 1 to {MAX_RANK} are allowed: add the adapter to the weight instead"
-        )
-
-
-def _check(
-    x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    if x.dim() < 1 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise InvalidInputError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; (..., k) and (n, k) are needed"
-        )
-    n, k = weight.shape
-    count, r = a.shape[:2]
-    for name, tensor, shape in (("a", a, (count, r, k)), ("b", b, (count, n, r)), ("bias", bias, (n,))):
-        if tensor is not None and tensor.shape != shape:
-            raise InvalidInputError(
-                f"{name} has shape {tuple(tensor.shape)}; {shape} is needed for x {tuple(x.shape)}, weight "
-                f"{tuple(weight.shape)} and rank {r} (one adapter counts as a stack of one)"
-            )
-    for name, tensor in (("x", x), ("weight", weight), ("a", a), ("b", b), ("bias", bias)):
-        if tensor is not None and (tensor.dtype not in _DTYPES or tensor.dtype != x.dtype):
-            raise InvalidInputError(
-                f"{name} is {tensor.dtype} and x is {x.dtype}; they must be the same, and one of float32, "
-                "float16, bfloat16: convert them"
-            )
-
-
-def _check_mixed(x: torch.Tensor, a: torch.Tensor, scales: torch.Tensor, adapters: torch.Tensor) -> None:
-    if scales.shape != a.shape[:1] or scales.dtype != torch.float32:
-        raise InvalidInputError(
-            f"scales is {scales.dtype} of shape {tuple(scales.shape)}; float32 of shape {tuple(a.shape[:1])} "
-            "is needed"
-        )
-    if adapters.shape != x.shape[:-1] or adapters.dtype != torch.int32:
-        raise InvalidInputError(
-            f"adapters is {adapters.dtype} of shape {tuple(adapters.shape)}; int32 of shape "
-            f"{tuple(x.shape[:-1])}, the rows of x, is needed"
-        )

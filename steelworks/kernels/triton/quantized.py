@@ -1,6 +1,6 @@
 """Linear layers with weights in 8 or 4 bits on CUDA: y = x dequantize(W)^T + bias.
 
-The weights have the format of ``steelworks.kernels.metal.quantized``. For few rows, a 4-bit weight is laid out anew
+The weights have the format of ``steelworks.kernels.quantized_weight``. For few rows, a 4-bit weight is laid out anew
 at its first use on CUDA, in the order in which the matrix instructions read it, and kept with the tensor ``packed``
 (as much memory again as ``packed``, ``scales`` and ``zeros`` have); it is laid out again if one of the three is
 changed in place. The first use should come before the capture of a CUDA graph: otherwise the graph lays it out at
@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import torch
 
-from steelworks.errors import InvalidInputError
-from steelworks.kernels.metal.quantized import (
+from steelworks.kernels.quantized_weight import (
     GROUP_SIZES,
     QuantizedWeight,
-    _check_weight,
+    check_operands,
+    check_weight,
     quantize_int4,
     quantize_int8,
 )
@@ -120,7 +120,7 @@ def _run(
     )  # fmt: skip
     launch = _plans.get(key)
     if launch is None:
-        _check(x, weight, bias)
+        check_operands(x, weight, bias)
     n, k = packed.shape[0], weight.columns
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -151,7 +151,7 @@ def _run(
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The numbers that a quantized weight stands for, ``(n, k)``; by default float32."""
-    _check_weight(weight)
+    check_weight(weight)
     n, k = weight.shape
     dtype = dtype or torch.float32
     out = torch.empty((n, k), dtype=dtype, device=weight.packed.device)
@@ -273,20 +273,3 @@ def _precision(dtype: torch.dtype) -> str:
     if interpreted() and dtype == torch.bfloat16:
         return "wide"
     return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def _check(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
-    _check_weight(weight)
-    n, k = weight.shape
-    if x.dim() < 1 or x.shape[-1] != k:
-        raise InvalidInputError(
-            f"x has shape {tuple(x.shape)} and the weight {n} rows of {k}; (..., {k}) is needed"
-        )
-    if x.dtype not in _DTYPES or x.dtype != weight.scales.dtype:
-        raise InvalidInputError(
-            f"x is {x.dtype} and the weight was quantized for {weight.scales.dtype}; quantize it as {x.dtype}"
-        )
-    if bias is not None and (bias.shape != (n,) or bias.dtype != x.dtype):
-        raise InvalidInputError(
-            f"bias is {bias.dtype} of shape {tuple(bias.shape)}; {x.dtype} of shape ({n},) is needed"
-        )
