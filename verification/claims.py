@@ -1,8 +1,8 @@
 """What every part of the evidence returns: claims, each with what was checked, how far, and what binds it to the code.
 
 A part of the evidence is a module with a function ``claims(quick: bool) -> Iterator[Claim]`` that runs its checks and
-yields one :class:`Claim` for each property as it ends. ``steelworks verify`` runs the parts, prints the table and writes
-docs/verification.md, JSON and a page from them; nothing in those is written by hand.
+yields one :class:`Claim` for each property as it ends. ``steelworks verify`` runs the parts, prints the table and
+writes docs/verification.md, JSON and a page from them; nothing in those is written by hand.
 """
 
 from __future__ import annotations
