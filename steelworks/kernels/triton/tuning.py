@@ -166,3 +166,69 @@ TOPK_WARPS: Final[tuple[Row[int], ...]] = (
 
 #: Chosen elements that are ranked against each other at once: 64 x 64 comparisons fit in registers.
 TOPK_PART: Final = 64
+
+
+# --- linear layers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ThinTile:
+    """How a linear layer of few rows is cut: each program reads all terms of its columns at once.
+
+    Attributes:
+        rows: Rows of a tile.
+        columns: Columns of a tile.
+        steps: Parts that the terms are read in, 4 at most; a part is a power of two.
+        warps: Warps of a program.
+        stages: Not used.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    warps: int
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """How a linear layer is cut: sides of a tile, terms of a step, warps, steps whose loads are under way."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+#: rows: of x; columns: of all layers of a launch; terms: of a sum. Float16.
+LINEAR: Final[tuple[Row[ThinTile | LinearTile], ...]] = (
+    Row(
+        ThinTile(16, 32, 4, 4),
+        "32x1152x384 in three layers: 1.7 us (three calls of cuBLAS 8.9); 32x384x384: 1.5 us (3.0); 32x1536x384 with "
+        "gelu: 1.8 us (3.1 without); 32x384x1536: 3.1 us (4.6)",
+        {"rows": (None, 64), "terms": (None, 2048)},
+    ),
+    Row(LinearTile(16, 32, 128, 4, 4), "few rows of many terms", {"rows": (None, 64)}),
+    Row(
+        LinearTile(64, 64, 64, 4, 3),
+        "4096x1152x384 in three layers: 16.0 us (cuBLAS 17.3); 4096x384x384 with a residual 5.8 us (5.9 without)",
+    ),
+)
+
+
+# --- attention over few keys --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Queries of a program, and its warps."""
+
+    rows: int
+    warps: int
+
+
+ATTENTION: Final[tuple[Row[AttentionTile], ...]] = (
+    Row(AttentionTile(32, 1), "to be measured", {"keys": (None, 32)}),
+    Row(AttentionTile(64, 4), "to be measured"),
+)
