@@ -34,6 +34,7 @@ def test_each_operation_takes_the_path_that_is_asked_for() -> None:
         "rms_norm": lambda: ops.rms_norm(X, 8),
         "add_rms_norm": lambda: ops.rms_norm(X, 8, residual=X)[0],
         "linear": lambda: ops.linear(X, W),
+        "qkv_linear": lambda: ops.qkv_linear(X, W, W[:3], W[1:], *(W[:n, 0] for n in (5, 3, 4))),
         "matmul": lambda: ops.matmul(X, W.t()),
         "bmm": lambda: ops.bmm(X[None], W.t()[None]),
     }
@@ -161,6 +162,10 @@ def test_many_threads_use_one_operation_on_paths_of_their_own() -> None:
             r"residual has shape \(5,\); the result's, \(3, 5\)",
         ),
         (lambda: ops.linear(X, W.to("meta")), "x is on 'cpu' and weight on 'meta'"),
+        (lambda: ops.qkv_linear(X, W, W.t(), W), r"x has shape \(3, 8\) and key \(8, 5\)"),
+        (lambda: ops.qkv_linear(X, W, W, W.half()), "x is torch.float32 and value is torch.float16"),
+        (lambda: ops.qkv_linear(X, W, W, W, torch.ones(5)), "give all biases or none"),
+        (lambda: ops.qkv_linear(X, W, W, W, *[torch.ones(4)] * 3), r"query_bias has shape \(4,\)"),
         (lambda: ops.matmul(X, W), r"a has shape \(3, 8\) and b \(5, 8\)"),
         (lambda: ops.matmul(X, torch.ones(8, 2).long()), "a is torch.float32 and b is torch.int64"),
         (lambda: ops.matmul(torch.ones(2, 3, 8), torch.ones(3, 8, 2)), r"\(2,\) and \(3,\) do not broadcast"),
@@ -201,7 +206,7 @@ def test_the_public_names_are_there() -> None:
 
 def test_in_training_pytorchs_own_is_taken_unless_ours_is_asked_for() -> None:
     softmax = sys.modules["steelworks.ops.softmax"]._SOFTMAX
-    linear = sys.modules["steelworks.ops.linear"]._LINEAR
+    linear = sys.modules["steelworks.ops.linear"].LINEAR
     x = X.clone().requires_grad_()
     choice = paths.choose(softmax.signature(x, -1, None))
     for rule, vendor in (("default", True), ("profile", True), ("forced", False), ("hazard", False)):

@@ -65,6 +65,18 @@ CALLS: dict[str, Callable[[torch.dtype], tuple[Any, tuple[Any, ...]]]] = {
         LIBRARY.linear,
         (_draw(3, 4, dtype=d), _draw(5, 4, dtype=d), None, "silu", _draw(3, 5, dtype=d)),
     ),
+    "qkv_linear": lambda d: (
+        LIBRARY.qkv_linear,
+        (
+            _draw(2, 3, 4, dtype=d),
+            *(_draw(n, 4, dtype=d) for n in (5, 2, 3)),
+            *(_draw(n, dtype=d) for n in (5, 2, 3)),
+        ),
+    ),
+    "qkv_linear plain": lambda d: (
+        LIBRARY.qkv_linear,
+        (_draw(3, 4, dtype=d), *(_draw(n, 4, dtype=d) for n in (5, 5, 3))),
+    ),
     "matmul": lambda d: (LIBRARY.matmul, (_draw(2, 3, 4, dtype=d), _draw(4, 5, dtype=d))),
     "matmul broadcast": lambda d: (LIBRARY.matmul, (_draw(1, 3, 4, dtype=d), _draw(2, 4, 5, dtype=d))),
     "matmul vectors": lambda d: (LIBRARY.matmul, (_draw(4, dtype=d), _draw(4, dtype=d))),

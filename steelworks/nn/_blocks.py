@@ -7,15 +7,19 @@ class's name, so a copy with random weights is called both ways, and must agree,
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from steelworks import ops
+from steelworks.ops.linear import LINEAR
 
 from ._checks import hooked, linear_reason, odd_weight, own_forward
+from ._shared import SharedProjections, shares
 from .linear import Linear
 from .norms import LayerNorm
 
@@ -46,7 +50,11 @@ class ResidualOutput:
         if not plain or drops or hooked(norm) or hooked(dropout):
             result: torch.Tensor = super().forward(hidden_states, input_tensor)  # type: ignore[misc]
             return result
-        x = self.dense(hidden_states)
+        dense = self.dense
+        if epilogue(dense, hidden_states, None, input_tensor):
+            y = ops.linear(hidden_states, dense.weight, dense.bias, residual=input_tensor)
+            return ops.layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        x = dense(hidden_states)
         if x.shape != input_tensor.shape or x.dtype != input_tensor.dtype:
             x = x + input_tensor
             return ops.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -54,6 +62,64 @@ class ResidualOutput:
             x, norm.normalized_shape, norm.weight, norm.bias, norm.eps, residual=input_tensor
         )
         return both[0]
+
+
+class ActivatedLinear:
+    """``activation(dense(x))``: the first half of a BERT layer's feed-forward."""
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``(..., k)`` to ``(..., n)``."""
+        dense, activation = self.dense, activation_name(self.intermediate_act_fn)
+        if activation is None or not epilogue(dense, hidden_states, activation, None):
+            result: torch.Tensor = super().forward(hidden_states)  # type: ignore[misc]
+            return result
+        return ops.linear(hidden_states, dense.weight, dense.bias, activation=activation)
+
+
+class _Composed(nn.Module):
+    """What :class:`ActivatedLinear` takes a module for."""
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> Any:
+        return self.intermediate_act_fn(self.dense(hidden_states))
+
+
+def epilogue(dense: Any, x: torch.Tensor, activation: str | None, residual: torch.Tensor | None) -> bool:
+    """Whether the layer is plain, and a kernel of ours takes it together with what comes after."""
+    if type(dense) is not Linear or hooked(dense) or torch.compiler.is_compiling():
+        return False
+    if residual is not None and (residual.shape[:-1] != x.shape[:-1] or residual.dtype != x.dtype):
+        return False
+    weight, bias = dense.weight, dense.bias
+    return LINEAR.takes_ours((x, weight, bias, residual), (x, weight, bias, activation, residual))
+
+
+@functools.lru_cache(maxsize=64)
+def _of_kind(kind: Any) -> str | None:
+    """The name in ``ops.linear`` of an activation without settings of its own, found by trying it."""
+    try:
+        module = kind()
+        x = torch.linspace(-6, 6, 401, dtype=torch.float64)
+        with torch.no_grad():
+            y = module(x)
+            for name in ("gelu", "relu", "silu"):
+                if torch.equal(y, getattr(torch.nn.functional, name)(x)):
+                    return name
+    except Exception:  # whatever a foreign class does with these arguments, it is then not one of ours
+        return None
+    return None
+
+
+def activation_name(module: Any) -> str | None:
+    """What ``ops.linear`` calls an activation module; None if it has no such, or the module has hooks or settings."""
+    if not isinstance(module, nn.Module) or hooked(module) or own_forward(module) is not None:
+        return None
+    kind: Any = type(module)
+    name = _of_kind(kind)
+    if name == "gelu" and getattr(module, "approximate", "none") != "none":
+        return None
+    if name == "gelu" and getattr(module, "act", functional.gelu) is not functional.gelu:
+        return None
+    return name
 
 
 class PeftLinear:
@@ -112,12 +178,16 @@ def foreign(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
         return _foreign_rms_norm(module)
     if set(module._modules) == {"dense", "LayerNorm", "dropout"}:
         return _residual_output(module)
+    if set(module._modules) == {"dense", "intermediate_act_fn"}:
+        return _activated_linear(module)
+    if shares(module):
+        return _subclass(kind, SharedProjections), "ops.qkv_linear for its projections"
     if kind.__module__ == "peft.tuners.lora.layer" and kind.__name__ == "Linear":
         return _subclass(kind, PeftLinear), "ops.lora_linear"
     return None
 
 
-Foreign: Final = (ForeignRMSNorm, ResidualOutput, PeftLinear)
+Foreign: Final = (ForeignRMSNorm, ResidualOutput, ActivatedLinear, SharedProjections, PeftLinear)
 
 
 def _foreign_rms_norm(module: nn.Module) -> tuple[type[nn.Module], str] | str:
@@ -150,6 +220,18 @@ def _residual_output(module: nn.Module) -> tuple[type[nn.Module], str] | str | N
     dense = parts.dense
     shapes = [(dense.in_features,), (dense.out_features,)]
     return _tried(module, made, shapes) or (made, "ops.layer_norm with the residual")
+
+
+def _activated_linear(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:
+    parts: Any = module
+    takes = list(inspect.signature(type(module).forward).parameters)
+    if type(parts.dense) not in (nn.Linear, Linear) or takes != ["self", "hidden_states"]:
+        return None
+    name = activation_name(parts.intermediate_act_fn)
+    if name is None:
+        return "its activation is not the exact gelu, relu or silu"
+    made = _subclass(type(module), ActivatedLinear)
+    return _tried(module, _Composed, [(parts.dense.in_features,)]) or (made, f"ops.linear with {name}")
 
 
 def _tried(module: nn.Module, made: type[nn.Module], shapes: list[Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ from torch import nn
 from steelworks.errors import InvalidInputError
 from steelworks.paths._signature import DEVICES
 
-from . import _blocks
+from . import _attention, _blocks
+from ._ahead import APART
 from ._checks import check_model, odd_weight, own_forward, places
 from .adapters import AdapterLinear
 from .linear import Linear
@@ -75,6 +76,7 @@ class Report:
     _before: dict[nn.Module, tuple[type[nn.Module], type[nn.Module]]] = field(
         repr=False, default_factory=dict
     )
+    _configurations: list[Any] = field(repr=False, default_factory=list)
 
     def undo(self) -> None:
         """Gives every changed module the class it had; weights stay as they are now. Does nothing a second time.
@@ -86,7 +88,10 @@ class Report:
             for module, (before, ours) in list(self._before.items()):
                 if type(module) is ours:
                     module.__class__ = before
+                    module.__dict__.pop(APART, None)
                     del self._before[module]
+            while self._configurations:
+                _attention.restore(self._configurations.pop())
 
     def __str__(self) -> str:
         lines = [f"accelerate: {len(self.changed)} modules take the selector on '{self.device}'"]
@@ -110,8 +115,10 @@ def accelerate(model: nn.Module, device: torch.device | str | None = None) -> Re
     the classes. A module whose class comes from another library can't be pickled as an object meanwhile; a
     ``state_dict`` can.
 
-    Query, key and value projections are not joined into one: the joined weight would be a copy beside the three, which
-    training, ``load_state_dict`` and adapters would not reach.
+    In attention modules, query, key and value projections of the same x become one operation with three weights; the
+    weights are not joined, so training, ``load_state_dict`` and adapters reach them. In BERT's layers activation and
+    residual go into the linear layer before them, where a kernel of ours takes it. Attention of transformers models
+    that use ``sdpa`` goes through ``ops.attention``: their configuration names ``steelworks_sdpa`` until ``undo``.
 
     Call it before ``torch.compile``, before CUDA graphs are captured, and before other threads call the model. With
     ``torch.compile`` the operations are opaque to the compiler, which can't fuse into them.
@@ -144,7 +151,15 @@ def accelerate(model: nn.Module, device: torch.device | str | None = None) -> Re
         # Only now: a trial that fails must leave the model as it was.
         for module, (_, ours) in before.items():
             module.__class__ = ours
-    return Report(kind, tuple(changed), tuple(left), before)
+        configurations: list[Any] = []
+        if kind != "cpu":
+            for module, names in found.items():
+                done = _attention.redirect(module, configurations)
+                if done is not None:
+                    own = type(module).__name__
+                    ours_now, why = ("ops.attention", "") if done == "" else ("", done)
+                    (changed if not why else left).append(Change(names[0], own, runs=ours_now, why=why))
+    return Report(kind, tuple(changed), tuple(left), before, configurations)
 
 
 def _decide(module: nn.Module) -> tuple[type[nn.Module], str] | str | None:

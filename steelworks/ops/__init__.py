@@ -56,8 +56,9 @@ from .elementwise import (
     unary,
 )
 from .embedding import embedding
-from .linear import bmm, linear, matmul
+from .linear import linear, qkv_linear
 from .lora import lora_linear, multi_lora_linear
+from .matmul import bmm, matmul
 from .norms import layer_norm, rms_norm
 from .quantized import QuantizedWeight, dequantize, quantize_int4, quantize_int8, quantized_linear
 from .reduce import all, amax, amin, any, argmax, argmin, max, mean, min, sum
@@ -122,6 +123,7 @@ __all__ = [
     "ne",
     "neg",
     "pow",
+    "qkv_linear",
     "quantize_int4",
     "quantize_int8",
     "quantized_linear",

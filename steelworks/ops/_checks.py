@@ -40,6 +40,23 @@ def check_same_floats(operation: str, **tensors: torch.Tensor | None) -> None:
             )
 
 
+def check_alike(op: str, **tensors: torch.Tensor | None) -> None:
+    """All tensors have the first one's dtype and device."""
+    (first_name, first), *others = tensors.items()
+    assert first is not None
+    for name, tensor in others:
+        if tensor is None:
+            continue
+        if tensor.dtype != first.dtype:
+            raise InvalidInputError(
+                f"{op}: {first_name} is {first.dtype} and {name} is {tensor.dtype}; they must agree: convert one"
+            )
+        if tensor.device != first.device:
+            raise InvalidInputError(
+                f"{op}: {first_name} is on '{first.device}' and {name} on '{tensor.device}'; move them to one device"
+            )
+
+
 def check_dtype(operation: str, name: str, dtype: torch.dtype, allowed: Sequence[torch.dtype]) -> None:
     """Raises unless the dtype is allowed."""
     if dtype not in allowed:

@@ -258,6 +258,23 @@ class Operator:
             self.check(*arguments)
             raise
 
+    def takes_ours(self, tensors: Tensors, arguments: Arguments) -> bool:
+        """Whether a call with these would run a kernel of ours right away: no gradient, no mode, no tracer.
+
+        For those who have another way to compute the same where it would not.
+        """
+        if _compiling() or any(type(x) not in _PLAIN for x in tensors) or not _direct(tensors):
+            return False
+        signature = self.signature(*arguments)
+        choice = known(signature)
+        if choice is None:
+            try:
+                self.check(*arguments)
+                choice = choose(signature)
+            except InvalidInputError:  # the other way has its own words for it
+                return False
+        return choice.path == "steel"
+
     def trains_through_vendor(self, choice: Choice, tensors: Tensors) -> bool:
         """Whether PyTorch's own is to be taken in place of the choice, because a gradient is needed."""
         if not self._vendor_trains or choice.rule not in ("default", "profile"):

@@ -13,8 +13,9 @@ import torch
 
 from ._copy import COPY
 from ._library import Arguments, Operator, Tensors
-from .attention import _ATTENTION
-from .linear import _BMM, _LINEAR, _MATMUL
+from .attention import ATTENTION
+from .linear import LINEAR
+from .matmul import _BMM, _MATMUL
 from .norms import _EPSILON, _EPSILON_64, _LAYER_NORM, _RMS_NORM
 from .softmax import _LOG_SOFTMAX, _SOFTMAX
 
@@ -153,14 +154,14 @@ def _clone(x: torch.Tensor, *, memory_format: torch.memory_format | None = None)
 
 #: In an order that a reader expects; they are independent of one another.
 OVERRIDES: Final = (
-    Override("linear", _LINEAR, _linear),
-    Override("addmm", _LINEAR, _addmm),
+    Override("linear", LINEAR, _linear),
+    Override("addmm", LINEAR, _addmm),
     Override("mm", _MATMUL, _mm),
     Override("bmm", _BMM, _bmm),
     Override("_softmax", _SOFTMAX, _softmax),
     Override("_log_softmax", _LOG_SOFTMAX, _softmax),
     Override("layer_norm", _LAYER_NORM, _layer_norm),
     Override("rms_norm", _RMS_NORM, _rms_norm),
-    Override("scaled_dot_product_attention", _ATTENTION, _attention),
+    Override("scaled_dot_product_attention", ATTENTION, _attention),
     Override("clone", COPY, _clone, devices=("cpu", "mps")),
 )

@@ -51,7 +51,7 @@ def attention(
     Raises:
         InvalidInputError: shapes, dtypes or devices that do not fit together.
     """
-    result: torch.Tensor = _ATTENTION((query, key, value, mask), (query, key, value, mask, causal, scale))
+    result: torch.Tensor = ATTENTION((query, key, value, mask), (query, key, value, mask, causal, scale))
     return result
 
 
@@ -171,7 +171,30 @@ def _metal(
     return kernels.attention(query, key, value, mask, causal=causal, scale=scale)
 
 
-_ATTENTION: Final = Operator(
+def _possible_triton(signature: Signature) -> str | None:
+    from steelworks.kernels.triton.attention import unsupported
+
+    query, key, value = signature.shapes[:3]
+    assert query is not None and key is not None and value is not None
+    if signature.flags[-1] == torch.float64:
+        return "the mask is float64"
+    return unsupported((key[2], query[3], value[3]), (signature.dtype, *signature.flags[1:3]))
+
+
+def _triton(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    from steelworks.kernels.triton import attention as kernels
+
+    return kernels.attention(query, key, value, mask, causal, scale)
+
+
+ATTENTION: Final = Operator(
     "attention",
     "(Tensor query, Tensor key, Tensor value, Tensor? mask, bool causal, float? scale) -> Tensor",
     signature=_signature,
@@ -182,8 +205,8 @@ _ATTENTION: Final = Operator(
     flags=(False, torch.float32, torch.float32, None),
     no_path={
         ("mps", "graph"): "PyTorch picks MPSGraph or a kernel of its own by itself; neither can be asked for",
-        ("cuda", "steel"): "PyTorch's own attention is at the floor on CUDA; there is no kernel of ours",
     },
     autocast="lower",
 )
-_ATTENTION.metal(_possible, _metal)
+ATTENTION.metal(_possible, _metal)
+ATTENTION.triton(_possible_triton, _triton)

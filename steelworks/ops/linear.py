@@ -1,8 +1,8 @@
-"""linear (with bias, residual and activation), matmul, bmm."""
+"""linear, with bias, residual and activation; qkv_linear, three of one x."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -11,7 +11,9 @@ from torch.nn import functional
 from steelworks.errors import InvalidInputError
 from steelworks.paths import Signature
 
+from ._checks import check_alike
 from ._library import Arguments, Operator, Tensors, device_type, dtype_of, float_reason, shape_of
+from .matmul import PRODUCTS, matmul
 
 ACTIVATIONS: Final = (None, "relu", "gelu", "silu")
 
@@ -41,62 +43,35 @@ def linear(
     Raises:
         InvalidInputError: shapes, dtypes or devices that do not fit, or no such activation.
     """
-    result: torch.Tensor = _LINEAR((x, weight, bias, residual), (x, weight, bias, activation, residual))
+    result: torch.Tensor = LINEAR((x, weight, bias, residual), (x, weight, bias, activation, residual))
     return result
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The product of two matrices, vectors, or batches of matrices that broadcast; torch.matmul. Differentiable.
+def qkv_linear(
+    x: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bias: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,
+    value_bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three linear layers of one x: an attention's query, key and value. On CUDA one launch. Differentiable.
 
     Args:
-        a: (..., M, K) or (K,), floating point.
-        b: (..., K, N) or (K,), of a's dtype.
+        x: (..., K), floating point.
+        query, key, value: Weights (N, K) of x's dtype; each N may be another.
+        query_bias, key_bias, value_bias: (N,); all or none.
 
     Returns:
-        (..., M, N), dense; without M or N where ``a`` or ``b`` is a vector.
+        Three tensors (..., N).
 
     Raises:
-        InvalidInputError: shapes, dtypes or devices that do not fit.
+        InvalidInputError: shapes, dtypes or devices that do not fit, or a bias for some and none for others.
     """
-    result: torch.Tensor = _MATMUL((a, b), (a, b))
+    arguments = (x, query, key, value, query_bias, key_bias, value_bias)
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _QKV(arguments, arguments)
     return result
-
-
-def bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The products of two batches of matrices; torch.bmm. Differentiable.
-
-    Args:
-        a: (B, M, K), floating point.
-        b: (B, K, N), of a's dtype.
-
-    Returns:
-        (B, M, N), dense.
-
-    Raises:
-        InvalidInputError: shapes, dtypes or devices that do not fit.
-    """
-    result: torch.Tensor = _BMM((a, b), (a, b))
-    return result
-
-
-# --- checks ---------------------------------------------------------------------------------------------------
-
-
-def _check_alike(op: str, **tensors: torch.Tensor | None) -> None:
-    """All tensors have the first one's dtype and device."""
-    (first_name, first), *others = tensors.items()
-    assert first is not None
-    for name, tensor in others:
-        if tensor is None:
-            continue
-        if tensor.dtype != first.dtype:
-            raise InvalidInputError(
-                f"{op}: {first_name} is {first.dtype} and {name} is {tensor.dtype}; they must agree: convert one"
-            )
-        if tensor.device != first.device:
-            raise InvalidInputError(
-                f"{op}: {first_name} is on '{first.device}' and {name} on '{tensor.device}'; move them to one device"
-            )
 
 
 def _check_linear(
@@ -106,7 +81,7 @@ def _check_linear(
     activation: str | None,
     residual: torch.Tensor | None,
 ) -> None:
-    _check_alike("linear", x=x, weight=weight, bias=bias, residual=residual)
+    check_alike("linear", x=x, weight=weight, bias=bias, residual=residual)
     if activation not in ACTIVATIONS:
         allowed = ", ".join(map(repr, ACTIVATIONS))
         raise InvalidInputError(f"linear: activation is {activation!r}; allowed are {allowed}")
@@ -122,30 +97,6 @@ def _check_linear(
     if residual is not None and tuple(residual.shape) != result:
         raise InvalidInputError(
             f"linear: residual has shape {tuple(residual.shape)}; the result's, {result}, is needed"
-        )
-
-
-def _check_matmul(a: torch.Tensor, b: torch.Tensor) -> None:
-    _check_alike("matmul", a=a, b=b)
-    terms = b.shape[-2 if b.dim() > 1 else -1] if b.dim() else -1
-    if not a.dim() or not b.dim() or a.shape[-1] != terms:
-        raise InvalidInputError(
-            f"matmul: a has shape {tuple(a.shape)} and b {tuple(b.shape)}; (..., M, K) and (..., K, N), or vectors of "
-            "K, are needed"
-        )
-    try:
-        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        raise InvalidInputError(
-            f"matmul: the batch dimensions {tuple(a.shape[:-2])} and {tuple(b.shape[:-2])} do not broadcast"
-        ) from None
-
-
-def _check_bmm(a: torch.Tensor, b: torch.Tensor) -> None:
-    _check_alike("bmm", a=a, b=b)
-    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
-        raise InvalidInputError(
-            f"bmm: a has shape {tuple(a.shape)} and b {tuple(b.shape)}; (B, M, K) and (B, K, N) are needed"
         )
 
 
@@ -182,6 +133,7 @@ def _linear_sizes(signature: Signature) -> Mapping[str, int]:
         "rows": torch.Size(x[:-1]).numel(),
         "columns": weight[0] if len(weight) > 1 else 1,
         "terms": x[-1],
+        "after": int(signature.shapes[3] is not None or signature.flags[3] is not None),
     }
 
 
@@ -247,6 +199,28 @@ def _linear_possible(signature: Signature) -> str | None:
     return float_reason(signature.dtype)
 
 
+def _linear_possible_triton(signature: Signature) -> str | None:
+    return _linear_possible(signature) or _half_reason(signature.dtype)
+
+
+def _half_reason(dtype: torch.dtype) -> str | None:
+    if dtype in (torch.float16, torch.bfloat16):
+        return None
+    return f"it is {dtype}; the Triton kernels are for float16 and bfloat16"
+
+
+def _linear_triton(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    from steelworks.kernels.triton import linear as kernels
+
+    return kernels.linear(x, weight, bias, activation, residual)
+
+
 def _linear_fake(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -294,37 +268,13 @@ def _through(activation: str, gradient: torch.Tensor, before: torch.Tensor) -> t
     return result
 
 
-#: Rows, columns and terms of the examples.
-_PRODUCTS: Final = (
-    (1, 1024, 1024),
-    (1, 4096, 4096),
-    (16, 4096, 4096),
-    (64, 512, 512),
-    (512, 384, 384),
-    (512, 1536, 384),
-    (512, 4096, 4096),
-    (4096, 4096, 4096),
-)
-
-
 def _linear_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for m, n, k in _PRODUCTS:
+    for m, n, k in PRODUCTS:
         x, weight = (torch.randn(r, k, device=device, dtype=dtype) for r in (m, n))
         yield x, weight, torch.zeros(n, device=device, dtype=dtype), None, None
 
 
-def _matmul_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for m, n, k in _PRODUCTS:
-        yield torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
-
-
-def _bmm_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for batch, m, n, k in ((12, 32, 32, 32), (12, 256, 256, 32), (96, 128, 128, 64), (32, 1024, 1024, 64)):
-        a = torch.randn(batch, m, k, device=device, dtype=dtype)
-        yield a, torch.randn(batch, k, n, device=device, dtype=dtype)
-
-
-_LINEAR = Operator(
+LINEAR = Operator(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
     signature=_linear_signature,
@@ -338,101 +288,135 @@ _LINEAR = Operator(
     saved=_linear_saved,
     autocast="lower",
 )
-_LINEAR.metal(_linear_possible, _linear_metal)
-_LINEAR.graph(_linear_possible, _linear_graph)
+LINEAR.metal(_linear_possible, _linear_metal)
+LINEAR.triton(_linear_possible_triton, _linear_triton)
+LINEAR.graph(_linear_possible, _linear_graph)
 
 
-# --- matmul, bmm ----------------------------------------------------------------------------------------------
+# --- qkv_linear -----------------------------------------------------------------------------------------------
 
 
-def _matmul_signature(a: torch.Tensor, b: torch.Tensor) -> tuple[Any, ...]:
-    return ("matmul", device_type(a), a.dtype, (a.shape, b.shape), (b.dtype,))
+def _qkv_signature(*arguments: Any) -> tuple[Any, ...]:
+    x, query, key, value, *biases = arguments
+    return (
+        "qkv_linear",
+        device_type(x),
+        x.dtype,
+        (x.shape, query.shape, key.shape, value.shape, *map(shape_of, biases)),
+        (query.dtype, key.dtype, value.dtype, *map(dtype_of, biases)),
+    )
 
 
-def _bmm_signature(a: torch.Tensor, b: torch.Tensor) -> tuple[Any, ...]:
-    return ("bmm", device_type(a), a.dtype, (a.shape, b.shape), (b.dtype,))
+def _check_qkv(*arguments: Any) -> None:
+    x, query, key, value, query_bias, key_bias, value_bias = arguments
+    check_alike(
+        "qkv_linear",
+        x=x,
+        query=query,
+        key=key,
+        value=value,
+        query_bias=query_bias,
+        key_bias=key_bias,
+        value_bias=value_bias,
+    )
+    layers = (("query", query, query_bias), ("key", key, key_bias), ("value", value, value_bias))
+    for name, weight, bias in layers:
+        if x.dim() < 1 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+            raise InvalidInputError(
+                f"qkv_linear: x has shape {tuple(x.shape)} and {name} {tuple(weight.shape)}; (..., K) and (N, K) are "
+                "needed"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise InvalidInputError(
+                f"qkv_linear: {name}_bias has shape {tuple(bias.shape)}; ({weight.shape[0]},) is needed"
+            )
+        if (bias is None) != (query_bias is None):
+            raise InvalidInputError(
+                f"qkv_linear: query_bias is {'not ' * (query_bias is not None)}None and {name}_bias the opposite; give "
+                "all biases or none"
+            )
 
 
-def _matmul_sizes(signature: Signature) -> Mapping[str, int]:
-    a, b = signature.shapes[0] or (1,), signature.shapes[1] or (1,)
-    lead = max(torch.Size(a[:-2]).numel(), torch.Size(b[:-2]).numel())
-    return {
-        "batch": lead,
-        "rows": a[-2] if len(a) > 1 else 1,
-        "columns": b[-1] if len(b) > 1 else 1,
-        "terms": a[-1],
-    }
+def _qkv_layers(arguments: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    yield from zip(arguments[1:4], arguments[4:], strict=True)
 
 
-def _matmul_possible(signature: Signature) -> str | None:
-    a, b = signature.shapes
-    if len(a or ()) < 2 or len(b or ()) < 2:
-        return "an operand is a vector"
-    if signature.flags[0] not in (None, signature.dtype):
-        return "the operands' dtypes differ"
+def _qkv_vendor(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(functional.linear(arguments[0], *layer) for layer in _qkv_layers(arguments))
+
+
+def _qkv_metal(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(_linear_metal(arguments[0], *layer, None, None) for layer in _qkv_layers(arguments))
+
+
+def _qkv_triton(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    from steelworks.kernels.triton import linear as kernels
+
+    return kernels.qkv_linear(*arguments)
+
+
+def _qkv_possible(signature: Signature) -> str | None:
+    if any(d not in (None, signature.dtype) for d in signature.flags):
+        return "the tensors' dtypes differ"
     return float_reason(signature.dtype)
 
 
-def _product_metal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    from steelworks.kernels.metal.gemm import gemm
-
-    return gemm(a, b)
+def _qkv_possible_triton(signature: Signature) -> str | None:
+    return _qkv_possible(signature) or _half_reason(signature.dtype)
 
 
-def _matmul_fake(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
-    return a.new_empty((*lead, *a.shape[-2:-1], *(b.shape[-1:] if b.dim() > 1 else ())))
+def _qkv_sizes(signature: Signature) -> Mapping[str, int]:
+    x, *weights = (shape or (1,) for shape in signature.shapes[:4])
+    return {
+        "rows": torch.Size(x[:-1]).numel(),
+        "columns": sum(w[0] for w in weights),
+        "terms": x[-1],
+    }
 
 
-def _matmul_saved(inputs: Arguments, output: Any) -> tuple[Tensors, Any]:
-    return inputs, None
+def _qkv_fake(x: torch.Tensor, *arguments: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    return tuple(x.new_empty((*x.shape[:-1], w.shape[0])) for w in arguments[:3] if w is not None)
 
 
-def _matmul_backward(ctx: Any, gradient: torch.Tensor) -> Any:
-    a, b = ctx.saved_tensors
-    left = a if a.dim() > 1 else a.unsqueeze(0)
-    right = b if b.dim() > 1 else b.unsqueeze(1)
-    wide = gradient
-    if b.dim() == 1:
-        wide = wide.unsqueeze(-1)
-    if a.dim() == 1:
-        wide = wide.unsqueeze(-2)
-    needs_a, needs_b = ctx.needs_input_grad
-    of_a = matmul(wide, right.mT).sum_to_size(left.shape).view(a.shape) if needs_a else None
-    of_b = matmul(left.mT, wide).sum_to_size(right.shape).view(b.shape) if needs_b else None
-    return of_a, of_b
+def _qkv_saved(inputs: Arguments, output: Any) -> tuple[Tensors, Any]:
+    return inputs[:4], inputs[4] is not None
 
 
-_MATMUL = Operator(
-    "matmul",
-    "(Tensor a, Tensor b) -> Tensor",
-    signature=_matmul_signature,
-    check=_check_matmul,
-    vendor=torch.matmul,
-    fake=_matmul_fake,
-    sizes=_matmul_sizes,
-    family="matmul",
-    flags=(None,),
-    examples=_matmul_examples,
-    backward=_matmul_backward,
-    saved=_matmul_saved,
+def _qkv_backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    x, *weights = ctx.saved_tensors
+    needs_x, *needs = ctx.needs_input_grad
+    rows = x.reshape(-1, x.shape[-1])
+    across = [g.reshape(-1, w.shape[0]) for g, w in zip(gradients, weights, strict=True)]
+    of_x = None
+    if needs_x:
+        first, *others = (matmul(g, w) for g, w in zip(across, weights, strict=True))
+        of_x = sum(others, first).view(x.shape)
+    of_weights = [matmul(g.t(), rows) if need else None for g, need in zip(across, needs[:3], strict=True)]
+    of_biases = [g.sum(0) if need and ctx.rest else None for g, need in zip(across, needs[3:], strict=True)]
+    return of_x, *of_weights, *of_biases
+
+
+def _qkv_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
+    for m, n, k in ((1, 384, 384), (32, 384, 384), (512, 768, 768), (4096, 384, 384), (4096, 1024, 1024)):
+        x, *weights = (torch.randn(r, k, device=device, dtype=dtype) for r in (m, n, n, n))
+        yield x, *weights, *(torch.zeros(n, device=device, dtype=dtype) for _ in range(3))
+
+
+_QKV = Operator(
+    "qkv_linear",
+    "(Tensor x, Tensor query, Tensor key, Tensor value, Tensor? query_bias=None, Tensor? key_bias=None, "
+    "Tensor? value_bias=None) -> (Tensor, Tensor, Tensor)",
+    signature=_qkv_signature,
+    check=_check_qkv,
+    vendor=_qkv_vendor,
+    fake=_qkv_fake,
+    sizes=_qkv_sizes,
+    flags=(None,) * 6,
+    examples=_qkv_examples,
+    backward=_qkv_backward,
+    saved=_qkv_saved,
     autocast="lower",
+    no_path={("mps", "graph"): "PyTorch has no operator for three linear layers, so nothing to ask for"},
 )
-_BMM = Operator(
-    "bmm",
-    "(Tensor a, Tensor b) -> Tensor",
-    signature=_bmm_signature,
-    check=_check_bmm,
-    vendor=torch.bmm,
-    fake=_matmul_fake,
-    sizes=_matmul_sizes,
-    family="matmul",
-    flags=(None,),
-    examples=_bmm_examples,
-    backward=_matmul_backward,
-    saved=_matmul_saved,
-    autocast="lower",
-)
-for _operator in (_MATMUL, _BMM):
-    _operator.metal(_matmul_possible, _product_metal)
-    _operator.graph(_matmul_possible, _operator.vendor)  # which is what PyTorch's own mm and bmm are on mps
+_QKV.metal(_qkv_possible, _qkv_metal)
+_QKV.triton(_qkv_possible_triton, _qkv_triton)

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from steelworks import paths
-from steelworks.ops import lora, quantized, topk
+from steelworks.ops import attention, linear, lora, quantized, topk
 
 OPERATORS = (
+    linear.LINEAR,
+    linear._QKV,
+    attention.ATTENTION,
     lora._LORA,
     lora._FORWARD,
     lora.GRADIENTS,
@@ -29,14 +32,14 @@ def _draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _compare(name: str, run: Callable[[], Any], taken: tuple[str, ...]) -> None:
+def _compare(name: str, run: Callable[[], Any], taken: tuple[str, ...], close: float = 1e-4) -> None:
     with paths.use("vendor"):
         want = run()
     with paths.simulate_metal(), paths.use("steel"), paths.record() as recorded:
         got = run()
     for op in taken:
         assert recorded.of(op, "steel") == 1, f"{name}: {op} took {dict(recorded.counts)}"
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(got, want, rtol=close, atol=close, msg=lambda m: f"{name}: {m}")
 
 
 def _training(x: torch.Tensor, w: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> Any:
@@ -75,6 +78,25 @@ def main() -> None:
     values = _draw(3, 50, seed=7)
     for largest in (True, False):
         _compare("top-k", lambda g=largest: topk.top_k(values, 5, largest=g), ("top_k",))
+    half = _draw(2, 5, 32, seed=8).half()
+    layers = [_draw(n, 32, seed=n).half() for n in (24, 8, 16)]
+    biases = [_draw(n, seed=n).half() for n in (24, 8, 16)]
+    beside = _draw(2, 5, 24, seed=9).half()
+    for activation in (None, "gelu"):
+        _compare(
+            "linear",
+            lambda a=activation: linear.linear(half, layers[0], biases[0], activation=a, residual=beside),
+            ("linear",),
+            0.02,
+        )
+    _compare("qkv", lambda: linear.qkv_linear(half, *layers, *biases), ("qkv_linear",), 0.02)
+    _compare("qkv without bias", lambda: linear.qkv_linear(half, *layers), ("qkv_linear",), 0.02)
+    q, k, v = (_draw(2, h, 6, 16, seed=h).half() for h in (4, 2, 2))
+    mask = _draw(2, 1, 1, 6, seed=10) > -0.5
+    for causal in (False, True):
+        _compare(
+            "attention", lambda c=causal: attention.attention(q, k, v, mask, c, 0.3), ("attention",), 0.02
+        )
     print("all compared")  # what the test waits for
 
 

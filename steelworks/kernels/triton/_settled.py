@@ -7,6 +7,7 @@ seen. Whatever writes to a tensor raises its version, so after a write it counts
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Final, NamedTuple
 
@@ -45,7 +46,7 @@ def settled(*tensors: torch.Tensor | None) -> bool:
     torch.cuda.current_stream(fresh[0].device).synchronize()
     for tensor, version, address, changes in found:
         key = id(tensor)
-        _seen[key] = _Seen(weakref.ref(tensor, lambda _, key=key: _forget(key)), version, address, changes)
+        _seen[key] = _Seen(weakref.ref(tensor, functools.partial(_forget, key)), version, address, changes)
     return True
 
 
@@ -65,7 +66,7 @@ def _changes(tensor: torch.Tensor) -> int:
     return 0 if seen is None or seen.tensor() is not tensor else seen.changes + 1
 
 
-def _forget(key: int) -> None:
+def _forget(key: int, _: object) -> None:
     seen = _seen.get(key)
     if seen is not None and seen.tensor() is None:
         _seen.pop(key, None)

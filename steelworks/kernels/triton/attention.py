@@ -167,7 +167,7 @@ def _bind(
     batch, heads, queries, size = q.shape
     keys, value_size = v.shape[2:]
     scale = size**-0.5 if scale is None else float(scale)
-    tile = tuning.pick(tuning.ATTENTION, queries=queries, keys=keys)
+    tile = tuning.pick(tuning.ATTENTION, heads=batch * heads, keys=power_of_two(keys))
     rows = min(tile.rows, max(_LEAST, power_of_two(queries)))
     pdl = supports_pdl(q.get_device())
     return _KERNEL.bind(

@@ -201,19 +201,44 @@ class LinearTile:
     stages: int
 
 
-#: rows: of x; columns: of all layers of a launch; terms: of a sum. Float16.
+#: rows: of x; columns: of all layers of a launch; terms: of a sum. Float16; in brackets the time of cuBLAS (of three
+#: calls where there are three layers), without what comes after.
 LINEAR: Final[tuple[Row[ThinTile | LinearTile], ...]] = (
     Row(
-        ThinTile(16, 32, 4, 4),
-        "32x1152x384 in three layers: 1.7 us (three calls of cuBLAS 8.9); 32x384x384: 1.5 us (3.0); 32x1536x384 with "
-        "gelu: 1.8 us (3.1 without); 32x384x1536: 3.1 us (4.6)",
-        {"rows": (None, 64), "terms": (None, 2048)},
+        ThinTile(16, 32, 1, 4),
+        "32x384x384 with a residual: 1.6 us (3.0); 32x1024x1024: 2.3 us (3.9); 128x384x384: 1.8 us (3.2)",
+        {"rows": (None, 128), "columns": (None, 1024), "terms": (None, 1024)},
     ),
-    Row(LinearTile(16, 32, 128, 4, 4), "few rows of many terms", {"rows": (None, 64)}),
+    Row(
+        ThinTile(16, 32, 4, 4),
+        "32x384x384 three times: 1.7 us (8.8); 32x1536x384 with gelu: 1.9 us (3.1); 32x384x1536: 3.2 us (4.6)",
+        {"rows": (None, 64), "columns": (None, 2304), "terms": (None, 2048)},
+    ),
+    Row(
+        ThinTile(16, 32, 4, 4),
+        "128x384x1536 with a residual: 4.4 us (4.7)",
+        {"rows": (None, 128), "columns": (None, 512), "terms": (None, 2048)},
+    ),
+    Row(
+        LinearTile(16, 64, 256, 4, 3),
+        "32x3072x768 with gelu: 3.3 us (3.7); 32x4096x1024 with gelu: 3.9 us (4.1)",
+        {"rows": (None, 64), "columns": (1025, None)},
+    ),
+    Row(LinearTile(16, 16, 256, 4, 3), "32x768x3072 with a residual: 5.9 us (6.8)", {"rows": (None, 64)}),
+    Row(
+        LinearTile(32, 64, 64, 4, 3),
+        "128x384x384 three times: 2.4 us (9.3); 128x1536x384 with gelu: 3.3 us (3.3)",
+        {"rows": (None, 128)},
+    ),
     Row(
         LinearTile(64, 64, 64, 4, 3),
-        "4096x1152x384 in three layers: 16.0 us (cuBLAS 17.3); 4096x384x384 with a residual 5.8 us (5.9 without)",
+        "512x384x384 three times: 3.9 us (10.0); 512x1536x384 with gelu: 4.6 us (4.2)",
+        {"rows": (None, 1024)},
     ),
+    Row(
+        LinearTile(64, 128, 64, 4, 4), "4096x384x384 with a residual: 5.3 us (5.9)", {"columns": (None, 512)}
+    ),
+    Row(LinearTile(64, 64, 64, 4, 2), "4096x384x384 three times: 15.7 us (17.4)"),
 )
 
 
@@ -228,7 +253,17 @@ class AttentionTile:
     warps: int
 
 
+#: heads: of all sequences; keys: rounded up to a power of two. Float16; in brackets the time of PyTorch's attention
+#: without a mask, which with a mask takes at least twice as long.
 ATTENTION: Final[tuple[Row[AttentionTile], ...]] = (
-    Row(AttentionTile(32, 1), "to be measured", {"keys": (None, 32)}),
-    Row(AttentionTile(64, 4), "to be measured"),
+    Row(
+        AttentionTile(32, 2),
+        "32 keys of size 32, 12 heads: 1.7 us (5.9); 1536 heads: 5.5 us (30.2)",
+        {"keys": (None, 32)},
+    ),
+    Row(AttentionTile(64, 4), "64 keys of size 64, 512 heads: 5.7 us (13.5)", {"keys": (None, 64)}),
+    Row(AttentionTile(16, 4), "128 keys of size 64, 12 heads: 2.6 us (5.8)", {"heads": (None, 16)}),
+    Row(AttentionTile(32, 4), "128 keys of size 128, 32 heads: 4.3 us (6.9)", {"heads": (None, 48)}),
+    Row(AttentionTile(64, 4), "128 keys of size 64, 96 heads: 4.6 us (6.7)", {"heads": (None, 512)}),
+    Row(AttentionTile(128, 8), "128 keys of size 64, 1536 heads: 40 us (30)"),
 )
