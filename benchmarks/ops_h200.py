@@ -26,7 +26,7 @@ from benchmarks._common import Spread, environment, short_error, versions, write
 from benchmarks.ops._cases import L2_BYTES, Case
 from benchmarks.ops._timing import graph_time, host_time
 
-FAMILIES = ("softmax", "norms", "topk", "lora", "quantized", "linear", "attention", "model")
+FAMILIES = ("softmax", "norms", "topk", "lora", "quantized", "model", "attention", "linear")
 #: Bytes of one copy that a case is compared with.
 LARGEST_COPY = 2**28
 #: Bytes a second by the data sheet.

@@ -19,7 +19,7 @@ def attention_weights(
     scores = q.double() @ keys.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask.double()
-    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
     if causal:
         allowed = allowed.tril(scores.shape[-1] - scores.shape[-2])
     if mask is not None:

@@ -97,8 +97,8 @@ def test_rows_that_are_apart_and_transposed_operands() -> None:
 
 
 def test_many_rows_take_the_other_kernel() -> None:
-    x, layer = drawn(70, 32), Layer(drawn(20, 32), drawn(20))
-    assert isinstance(tuning.pick(tuning.LINEAR, rows=70, columns=20, terms=32), tuning.LinearTile)
+    x, layer = drawn(130, 32), Layer(drawn(20, 32), drawn(20))
+    assert isinstance(tuning.pick(tuning.LINEAR, rows=130, columns=20, terms=32), tuning.LinearTile)
     assert_right(linear(x, layer.weight, layer.bias), x, layer)
 
 
