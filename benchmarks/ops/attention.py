@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.ops._cases import Case, Goal, Make
+from benchmarks.ops._cases import Case, Make
 from steelworks.kernels import reference
 from steelworks.kernels.triton.attention import attention
 
@@ -41,7 +41,6 @@ def case(batch: int, heads: int, length: int, size: int, kind: str) -> Case:
         inputs=inputs,
         implementations=implementations,
         launches=40,
-        goals=(Goal("PyTorch's time / ours", lambda us: us["torch"] / us["steel"], 0.0, 1.0),),
         check=lambda given: reference.attention(*given),
         rotate=False,
         host=batch == 1,

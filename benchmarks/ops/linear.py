@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.ops._cases import Case, Goal, Make, compiled
+from benchmarks.ops._cases import Case, Make, compiled
 from steelworks.kernels.triton import linear as kernels
 
 #: Rows, columns, terms, layers at once, activation, residual: MiniLM's layers, BERT-base's, then single products.
@@ -85,7 +85,6 @@ def case(rows: int, n: int, k: int, count: int, activation: str | None, has_resi
         inputs=inputs,
         implementations=implementations,
         launches=40,
-        goals=(Goal("PyTorch's time / ours", lambda us: us["torch"] / us["steel"], 0.0, 1.0),),
         check=check,
         rotate=False,
         host=(rows, k) == (32, 384),

@@ -155,8 +155,7 @@ def _low_kernel(
     BM: constexpr, BK: constexpr, RANK: constexpr, SPLIT: constexpr, TRANSPOSED: constexpr, EVEN: constexpr,
     PRECISION: constexpr, PDL: constexpr,
 ) -> None:  # fmt: skip
-    """Parts of x A^T, (SPLIT, m, r), float32."""
-    wait_for_previous(PDL)
+    """Parts of x A^T, (SPLIT, m, r), float32. Reads early: it comes after PyTorch's product of the same x."""
     part = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     ranks = tl.arange(0, RANK)
@@ -187,22 +186,18 @@ def _low_kernel(
         acc = _dot(x_tile, a_tile, acc, PRECISION)
         x_at += BK
         a_at += a_step
+    wait_for_previous(PDL)
     mask = (rows < m)[:, None] & rank_known[None, :]
-    place = (part.to(tl.int64) * m + rows)[:, None] * r + ranks[None, :]
-    tl.store(parts + place, acc, mask=mask)
+    tl.store(parts + (part * m + rows)[:, None] * r + ranks[None, :], acc, mask=mask)
 
 
 @jit
-def _expand_kernel(
-    parts: Arg, b: Arg, bias: Arg, low: Arg, out: Arg, m: Arg, n: Arg, r: Arg, b_row: Arg, scale: Arg,
-    BM: constexpr, BN: constexpr, RANK: constexpr, SPLIT: constexpr, TRANSPOSED: constexpr, HAS_BIAS: constexpr,
-    KEEP_LOW: constexpr, PRECISION: constexpr, PDL: constexpr,
+def _add_kernel(
+    parts: Arg, b: Arg, low: Arg, out: Arg, m: Arg, n: Arg, r: Arg, b_row: Arg, scale: Arg,
+    BM: constexpr, BN: constexpr, RANK: constexpr, SPLIT: constexpr, TRANSPOSED: constexpr, KEEP_LOW: constexpr,
+    PRECISION: constexpr, PDL: constexpr,
 ) -> None:  # fmt: skip
-    """out = bias + scale (x A^T) B^T. Reads B and bias early: they were complete when ``_low_kernel`` had waited.
-
-    That the last program of each row adds the parts up in ``_low_kernel``, and they are read once here, was slower:
-    9.3 us instead of 7.3 for both kernels at 512x4096x4096, r = 64.
-    """
+    """out += scale (x A^T) B^T. Reads out and B early: they were complete when ``_low_kernel`` had waited."""
     dtype = out.dtype.element_ty
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -215,21 +210,18 @@ def _expand_kernel(
     else:
         b_at = b + columns[None, :] * b_row + ranks[:, None]
     b_tile = tl.load(b_at, mask=(ranks < r)[:, None] & column_known[None, :], other=0.0)
-    added = tl.zeros((BN,), tl.float32)
-    if HAS_BIAS:
-        added = tl.load(bias + columns, mask=column_known, other=0.0).to(tl.float32)
-    wait_for_previous(PDL)
-    places = rows[:, None].to(tl.int64) * r + ranks[None, :]
-    total = tl.load(parts + places, mask=low_mask, other=0.0)
-    for part in tl.static_range(1, SPLIT):
-        total += tl.load(parts + part * m.to(tl.int64) * r + places, mask=low_mask, other=0.0)
-    low_tile = total.to(dtype)
-    if KEEP_LOW and tl.program_id(0) == 0:
-        tl.store(low + places, low_tile, mask=low_mask)
-    acc = _dot(low_tile, b_tile, tl.zeros((BM, BN), tl.float32), PRECISION)
     out_at = out + rows[:, None].to(tl.int64) * n + columns[None, :]
-    result = (acc * scale + added[None, :]).to(dtype)
-    tl.store(out_at, result, mask=row_known[:, None] & column_known[None, :])
+    out_mask = row_known[:, None] & column_known[None, :]
+    before = tl.load(out_at, mask=out_mask, other=0.0)
+    wait_for_previous(PDL)
+    low_at = parts + rows[:, None] * r + ranks[None, :]
+    total = tl.load(low_at, mask=low_mask, other=0.0)
+    for part in tl.static_range(1, SPLIT):
+        total += tl.load(low_at + part * m * r, mask=low_mask, other=0.0)
+    if KEEP_LOW and tl.program_id(0) == 0:
+        tl.store(low + rows[:, None] * r + ranks[None, :], total.to(dtype), mask=low_mask)
+    acc = _dot((total * scale).to(dtype), b_tile, tl.zeros((BM, BN), tl.float32), PRECISION)
+    tl.store(out_at, (before.to(tl.float32) + acc).to(dtype), mask=out_mask)
 
 
 @jit
@@ -337,7 +329,7 @@ def _adapter_grads_kernel(
 
 LINEAR = Kernel(_linear_kernel, pointers=10, plain=("m",))
 LOW = Kernel(_low_kernel, pointers=3, plain=("m",))
-EXPAND = Kernel(_expand_kernel, pointers=5, plain=("m",))
+ADD = Kernel(_add_kernel, pointers=4, plain=("m",))
 LOW_MIXED = Kernel(_low_mixed_kernel, pointers=4)
 EXPAND_MIXED = Kernel(_expand_mixed_kernel, pointers=5)
 ADAPTER_GRADS = Kernel(_adapter_grads_kernel, pointers=6, plain=("m",))

@@ -11,7 +11,7 @@ from steelworks.kernels.lora_operands import check_adapters, check_operands, che
 
 from . import _counters
 from ._launch import Launch, Options, Plans, cdiv, interpreted, power_of_two, processors, supports_pdl
-from ._lora_kernels import ADAPTER_GRADS, EXPAND, EXPAND_MIXED, LINEAR, LOW, LOW_MIXED
+from ._lora_kernels import ADAPTER_GRADS, ADD, EXPAND_MIXED, LINEAR, LOW, LOW_MIXED
 
 _DOT_LEAST: Final = 16  # least depth of a matrix product in Triton
 
@@ -57,16 +57,13 @@ class Beside:
 
 
 def pick_beside(m: int, n: int, k: int, r: int) -> Beside:
-    """The cut for a problem. Figures: both launches; the product, which adds to them, takes 0.3 us more than alone.
-
-    512x4096x4096: 4.8 us (r = 16) and 7.3 (r = 64) beside a product of 23.2; 2048x1024x1024: 4.6 and 6.4 beside 8.3.
-    """
-    if k >= 2048:
-        return Beside(64, 8, 64, 256, 4)
-    return Beside(64, 4, 64, 128, 8) if r <= 16 else Beside(64, 2, 64, 256, 4)
+    """The cut for a problem: 512x4096x4096 takes 31.4 us (r = 16) and 33.6 us (r = 64); linear alone 24.5 us."""
+    if m <= 1024:
+        return Beside(16, 4 if r > 16 else 8, 64, 128, 4)
+    return Beside(32, 4, 64, 256, 8)
 
 
-#: The adapter in two small launches, and PyTorch's matrix product added to what they wrote.
+#: PyTorch's matrix product, and the adapter in two small launches after it.
 BESIDE: Final = Tile(0, 0, 0)
 
 
@@ -86,7 +83,7 @@ def pick_tile(m: int, n: int, k: int, r: int, mixed: bool, training: bool = Fals
         # 512x512x512: 3.5 us (r = 16), 4.2 us (r = 64); linear 3.4 us.
         # A training step of 512x1024x1024 takes 16.7 us with tiles of 64x64, 26.2 us with 64x32.
         return Tile(64, 32, 128) if r <= 32 and not training else Tile(64, 64, 64)
-    return BESIDE  # 512x4096x4096, r = 16: 28.3 us, our own tiles 36 us; linear 23.2 us
+    return BESIDE  # 512x4096x4096, r = 16: 31.4 us, our own tiles 36 us; linear 24.5 us
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,8 @@ def lora_linear(
     """``x W^T + bias + scale (x A^T) B^T``: a linear layer and its low-rank adapter; differentiable.
 
     Sums are in float32. ``x A^T`` is rounded to the dtype once before it meets B, as in PyTorch's composition; the
-    result is rounded once. Few rows, and small layers, take one launch. For large ones two small launches write bias
-    and adapter, rounded, and PyTorch adds its product to them.
+    result is rounded once. Few rows, and small layers, take one launch. For large ones PyTorch multiplies by W and
+    rounds, and two small launches add the rest.
 
     Args:
         x: ``(..., k)``; float32, float16 or bfloat16.
@@ -336,11 +333,8 @@ def _forward(
             key, _make(rows, weight, a, b, scale, keep_low, has_bias=bias is not None, tile=tile)
         )
     if plan.first is not None:
-        out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
-        low = _expand(plan, rows, a, b, bias, out, (m, r) if keep_low else None)
-        with torch.no_grad():
-            out.view(m, n).addmm_(rows, weight.mT)
-        return out, low
+        out = torch.nn.functional.linear(x, weight, bias)
+        return out, _add(plan, rows, a, b, out, (m, r) if keep_low else None)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
     low = torch.empty((m, r), dtype=x.dtype, device=x.device) if keep_low else out
     partial, counters = _scratch(plan, x)
@@ -359,11 +353,8 @@ def _grad_x(
     if plan is None:
         plan = _plans.keep(key, _make(grad, weight, b, a, scale, True, has_bias=False, transposed=True))
     if plan.first is not None:
-        out = torch.empty((m, k), dtype=grad.dtype, device=grad.device)
-        low = _expand(plan, grad, b, a, None, out, (m, r))
-        with torch.no_grad():
-            out.addmm_(grad, weight)
-        return out, low
+        out = torch.mm(grad, weight)
+        return out, _add(plan, grad, b, a, out, (m, r))
     out = torch.empty((m, k), dtype=grad.dtype, device=grad.device)
     low = torch.empty((m, r), dtype=grad.dtype, device=grad.device)
     partial, counters = _scratch(plan, grad)
@@ -371,25 +362,20 @@ def _grad_x(
     return out, low
 
 
-def _expand(
+def _add(
     plan: _Plan,
     x: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
-    bias: torch.Tensor | None,
     out: torch.Tensor,
     keep: tuple[int, int] | None,
 ) -> torch.Tensor:
-    """Writes bias and adapter to ``out``, to which PyTorch then adds its product.
-
-    Returns:
-        x A^T, or anything if it is not kept.
-    """
+    """Adds the adapter to what PyTorch computed; returns x A^T, or anything if it is not kept."""
     parts = torch.empty(plan.low, dtype=torch.float32, device=x.device)
     low = out if keep is None else torch.empty(keep, dtype=x.dtype, device=x.device)
     assert plan.first is not None
     plan.first(x, a, parts)
-    plan.main(parts, b, out if bias is None else bias.contiguous(), low, out)
+    plan.main(parts, b, low, out)
     return low
 
 
@@ -409,7 +395,7 @@ def _make(
     n, r = (weight.shape[1], a.shape[1]) if transposed else (weight.shape[0], a.shape[0])
     tile = tile or pick_tile(m, n, k, r, mixed=False, training=keep_low)
     if tile == BESIDE:
-        return _make_beside(x, a, b, n, r, scale, keep_low, has_bias, transposed)
+        return _make_beside(x, a, b, n, r, scale, keep_low, transposed)
     pdl = supports_pdl(x.get_device())
     rank = max(_DOT_LEAST, power_of_two(r))
     split = 1 if keep_low else _parts(tile, m, n, k, x)
@@ -435,7 +421,6 @@ def _make_beside(
     r: int,
     scale: float,
     keep_low: bool,
-    has_bias: bool,
     transposed: bool,
 ) -> _Plan:
     m, k = x.shape
@@ -457,12 +442,13 @@ def _make_beside(
         grid=(cdiv(m, rows), split),
         options=Options(num_warps=4, num_stages=4, pdl=pdl),
     )  # fmt: skip
-    main = EXPAND.bind(
-        (float32, b, x, x, x),
+    main = ADD.bind(
+        (float32, b, x, x),
         scalars=(m, n, r, b.stride(0), scale),
         constants={
             "BM": beside.rows, "BN": columns, "RANK": rank, "SPLIT": split, "TRANSPOSED": transposed,
-            "HAS_BIAS": has_bias, "KEEP_LOW": keep_low, "PRECISION": _precision(x.dtype), "PDL": pdl,
+            "KEEP_LOW": keep_low,
+            "PRECISION": _precision(x.dtype), "PDL": pdl,
         },
         grid=(cdiv(n, columns), cdiv(m, beside.rows)),
         options=Options(num_warps=beside.warps, num_stages=1, pdl=pdl),
