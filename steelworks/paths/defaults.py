@@ -126,7 +126,7 @@ DEFAULTS: Final[tuple[Default, ...]] = (
         "cuda",
         ("qkv_linear",),
         "steel",
-        "H200, f16, in a graph: ours takes 3.2 us for three of 32x768x768 and 10.1 for 512x768x768, cuBLAS 10.4 and 12.8",
+        "H200, f16, in a graph: ours takes 3.2 us for three of 32x768x768, 10.1 for 512x768x768; cuBLAS 10.4, 12.8",
         _HALVES,
         {"rows": (None, 512), "terms": (None, 1024)},
     ),
