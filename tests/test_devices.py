@@ -298,7 +298,9 @@ class FakeCUDA:
         self.made = 0
         self.asked: list[str] = []
         self.now = SimpleNamespace(
-            cuda_stream=0, synchronize=lambda: self.asked.append("synchronize current")
+            cuda_stream=0,
+            synchronize=lambda: self.asked.append("synchronize current"),
+            wait_stream=lambda other: self.asked.append(f"0 waits for {other.cuda_stream}"),
         )
 
     def Stream(self, device: torch.device) -> Any:

@@ -423,6 +423,17 @@ def test_a_worker_that_died_without_leaving_its_scope_is_replaced(caplog: pytest
     assert "ended while it owned the Apple GPU" in caplog.text
 
 
+def test_a_worker_that_leaves_after_it_was_replaced_does_not_free_its_successors_device() -> None:
+    _, device = make("2.13.0")
+    scope = device.worker_scope(0, 1)
+    Running(scope.__enter__).result()
+    with device.worker_scope(0, 1):
+        scope.__exit__(None, None, None)
+        with pytest.raises(DeviceRuleError, match="owns the Apple GPU"):
+            Running(lambda: device.copy_in(torch.ones(2))).result()
+    Running(lambda: device.copy_in(torch.ones(2))).result()
+
+
 def test_a_worker_leaves_no_work_behind() -> None:
     fake, device = make("2.13.0")
     with device.worker_scope(0, 1):

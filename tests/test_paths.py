@@ -76,6 +76,17 @@ def test_the_innermost_block_counts_and_auto_lifts_the_outer_ones() -> None:
         assert chosen().path == "steel"
 
 
+def test_auto_lifts_what_is_forced_for_one_operation() -> None:
+    declare(cuda={"steel": None})
+    with paths.use("steel", op=OP):
+        assert chosen().path == "steel"
+        with paths.use("auto", op=OP):
+            assert (chosen().path, chosen().rule) == ("vendor", "default")
+        assert chosen().path == "steel"
+    with paths.use("vendor"), paths.use("steel", op=OP), paths.use("auto", op=OP):
+        assert (chosen().path, chosen().rule) == ("vendor", "forced")
+
+
 def test_a_path_may_be_forced_for_one_operation_or_family_only() -> None:
     declare(cuda={"steel": None})
     with paths.use("steel", op="softmax"):
@@ -199,6 +210,15 @@ def test_with_several_mps_streams_ours_is_taken_and_otherwise_the_default(
     assert chosen("mps").path == "vendor"
 
 
+def test_a_hazard_stands_above_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(mps={"steel": None})
+    monkeypatch.setattr(_profile, "times", lambda s, sizes: {"steel": 3e-6, "vendor": 2e-6})
+    paths.refresh()
+    assert (chosen("mps").path, chosen("mps").rule) == ("vendor", "profile")
+    monkeypatch.setattr(_hazards, "several_streams", lambda: True)
+    assert (chosen("mps").path, chosen("mps").rule) == ("steel", "hazard")
+
+
 def test_once_a_thread_is_on_a_stream_of_its_own_there_are_several_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -249,6 +269,14 @@ def test_a_default_applies_by_device_dtype_and_size(monkeypatch: pytest.MonkeyPa
     assert chosen(columns=65, dtype=torch.float16).path == "vendor"
     assert chosen(columns=16).path == "vendor"
     assert chosen("mps", columns=16, dtype=torch.float16).path == "vendor"
+
+
+def test_a_default_that_is_not_possible_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(cuda={"steel": "its rows are too long"})
+    rows = tuple(Default("cuda", (OP,), path, f"for the test: {path}") for path in ("steel", "vendor"))
+    monkeypatch.setattr(_choose, "DEFAULTS", rows)
+    paths.register(OP, "cuda", "graph", run=RUNS["graph"])  # else there is nothing to choose
+    assert (chosen().path, chosen().reason) == ("vendor", "for the test: vendor")
 
 
 def test_every_default_names_an_operation_that_there_is() -> None:

@@ -131,7 +131,7 @@ def test_the_real_operations_can_be_measured(monkeypatch: pytest.MonkeyPatch) ->
     small = ((1, 8), (2, 16))
     for family in ("softmax", "norms"):
         monkeypatch.setattr(sys.modules[f"steelworks.ops.{family}"], "ROWS", small)
-    monkeypatch.setattr(sys.modules["steelworks.ops.linear"], "_PRODUCTS", ((2, 8, 8),))
+    monkeypatch.setattr(sys.modules["steelworks.ops.linear"], "PRODUCTS", ((2, 8, 8),))
     with paths.simulate_metal():
         tuned = paths.tune("cpu", ["softmax", "layer_norm", "rms_norm", "linear"], [torch.float32])
     assert {e.op for e in tuned.entries} == {
@@ -188,6 +188,34 @@ def test_the_nearest_sizes_count_and_far_ones_do_not() -> None:
     assert _times(64, torch.float16) == {}
 
 
+@pytest.mark.parametrize("calls", [1, 7])
+def test_a_time_is_that_of_one_call_however_many_a_round_has(
+    calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [5.0]
+    monkeypatch.setattr(_tune.time, "perf_counter", lambda: now[0])
+
+    def run(seconds: float) -> None:
+        now[0] += seconds
+
+    assert _tune._round(run, (0.25,), torch.device("cpu"), calls) == 0.25
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_of_several_sizes_nearby_the_nearest_counts(order: tuple[int, ...]) -> None:
+    entries = ((64, 1.0, 2.0), (128, 3.0, 4.0), (256, 5.0, 6.0))
+    _write(*(entries[i] for i in order))
+    assert [_times(columns)["steel"] for columns in (60, 80, 100, 130, 180, 182, 250)] == [
+        1,
+        1,
+        3,
+        3,
+        3,
+        5,
+        5,
+    ]
+
+
 def test_the_selector_takes_what_was_faster_by_size() -> None:
     _declare([])
     paths.register(OP, "cuda", "steel", run=len)
@@ -206,9 +234,18 @@ def test_measuring_again_replaces_only_the_same_operation_and_dtype() -> None:
     assert _times(64, torch.float16) == {"steel": 5.0, "vendor": 6.0}
 
 
-def test_a_profile_of_other_versions_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["steelworks", "triton", "torch.__version__"])
+def test_a_profile_of_other_versions_is_not_used(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _write((64, 1.0, 2.0))
-    monkeypatch.setattr(_profile.torch, "__version__", "9.9.9")
+    _profile.forget()
+    assert _times(64)
+    if package == "torch.__version__":
+        monkeypatch.setattr(_profile.torch, "__version__", "9.9.9")
+    else:
+        before = _profile.importlib.metadata.version
+        monkeypatch.setattr(
+            _profile.importlib.metadata, "version", lambda name: "9.9.9" if name == package else before(name)
+        )
     _profile.forget()
     assert _times(64) == {}
 

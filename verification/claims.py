@@ -1,8 +1,9 @@
 """What every part of the evidence returns: claims, each with what was checked, how far, and what binds it to the code.
 
 A part of the evidence is a module with a function ``claims(quick: bool) -> Iterator[Claim]`` that runs its checks and
-yields one :class:`Claim` for each property as it ends. ``steelworks verify`` runs the parts, prints the table and
-writes docs/verification.md, JSON and a page from them; nothing in those is written by hand.
+yields one :class:`Claim` for each property as it ends, and with ``declared() -> tuple[Claim, ...]``, which says what
+those will be without running anything (parts.py lists the parts, and says more). ``steelworks verify`` runs the parts,
+prints the table and writes docs/verification.md, JSON and a page from them; nothing in those is written by hand.
 """
 
 from __future__ import annotations
@@ -43,3 +44,21 @@ class Claim:
     passed: bool
     seconds: float
     why: str = ""
+
+
+def declare(
+    name: str,
+    claim: str,
+    *,
+    tool: str,
+    bound: str,
+    binding: str,
+    code: tuple[str, ...],
+    assumes: str,
+    counted: str = "",
+) -> Claim:
+    """A claim before it is checked: what a part's ``declared()`` returns (parts.py).
+
+    ``bound`` is the full set's; ``counted`` is the beginning of what will be counted, as far as the code pins it.
+    """
+    return Claim(name, claim, tool, bound, counted, binding, code, assumes, passed=False, seconds=0.0)

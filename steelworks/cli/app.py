@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from steelworks.cli import bench, demo, doctor, metal, tune
+from steelworks.cli import bench, demo, doctor, metal, tune, verify
 from steelworks.cli._environment import steelworks_version
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("tune")(tune.tune)
+app.command("verify")(verify.verify)
 app.add_typer(metal.metal, name="metal")
 
 

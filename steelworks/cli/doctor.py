@@ -95,6 +95,13 @@ def _what_happens(capabilities: Any) -> list[str]:
         sentences.append(f"every worker has a stream of its own (up to {capabilities.max_streams})")
     else:
         sentences.append("all work goes to one stream")
+    if capabilities.device_type == "mps":
+        from steelworks.devices.driver_guard import ENVIRONMENT, driver_guard_installed
+
+        state = "installed" if driver_guard_installed() else f"not installed ({ENVIRONMENT}=1 installs it)"
+        sentences.append(
+            f"the guard of Apple's GPU driver, for programs with other Metal threads, is {state}"
+        )
     sentences.append(
         "plans are captured graphs, copies included" if capabilities.graphs else "plans are warmed callables"
     )

@@ -22,6 +22,9 @@ class Gate:
     queued, because work it queued would come from a second thread in the end. In *streams* mode
     threads take turns at encoding; a thread that only waits for the GPU lets the next one encode.
     The first use sets the mode for the whole process.
+
+    One of PyTorch's own operators that the path selector runs takes a turn of its own, in a block
+    or outside (:meth:`enter_vendor`), unless the process is in owner mode. Our kernels take none.
     """
 
     def __init__(self) -> None:
@@ -29,8 +32,9 @@ class Gate:
         self._pid = os.getpid()
         self._fields = threading.Lock()
         self._streams: bool | None = None
-        self._turn = threading.Lock()  # streams mode: held by the holder
+        self._turn = threading.Lock()
         self._holder: threading.Thread | None = None
+        self._has_turn = False  # whether the holder holds `_turn`; in owner mode it does not
         self._depth = 0  # how often the holder has entered
 
     def enter(self, streams: bool, what: str) -> threading.Thread:
@@ -43,13 +47,36 @@ class Gate:
         self._settle_mode(streams, what)
         me = threading.current_thread()
         if streams:
-            if self._holder is not me:
-                self._turn.acquire()
-            self._holder = me
-            self._depth += 1
-        else:
+            self._take_turn(me)
+        elif self._holder is me:
             self._claim(me, what)
+        else:
+            with self._turn:  # a vendor call that began before the mode was set ends first
+                self._claim(me, what)
         return me
+
+    def enter_vendor(self) -> threading.Thread | None:
+        """Take a turn for one vendor call; return the holder, for :meth:`leave`; None in owner mode.
+
+        It does not set the mode.
+        """
+        if self._in_owner_mode():
+            return None
+        me = threading.current_thread()
+        self._take_turn(me)
+        if self._in_owner_mode():  # since a moment ago
+            self.leave(me)
+            return None
+        return me
+
+    def _in_owner_mode(self) -> bool:
+        return self._streams is False
+
+    def _take_turn(self, me: threading.Thread) -> None:
+        if self._holder is not me:
+            self._turn.acquire()
+            self._holder, self._has_turn = me, True
+        self._depth += 1
 
     def leave(self, holder: threading.Thread) -> None:
         """Undo one :meth:`enter` of ``holder``, from whatever thread."""
@@ -59,7 +86,8 @@ class Gate:
             self._depth -= 1
             if self._depth == 0:
                 self._holder = None
-                if self._streams:
+                if self._has_turn:
+                    self._has_turn = False
                     self._turn.release()
 
     @contextmanager
@@ -68,14 +96,14 @@ class Gate:
         me = threading.current_thread()
         depth = self._depth if self._holder is me else 0
         if depth:
-            self._holder, self._depth = None, 0
+            self._holder, self._has_turn, self._depth = None, False, 0
             self._turn.release()
         try:
             yield
         finally:
             if depth:
                 self._turn.acquire()
-                self._holder, self._depth = me, depth
+                self._holder, self._has_turn, self._depth = me, True, depth
 
     def _settle_mode(self, streams: bool, what: str) -> None:
         if os.getpid() != self._pid:

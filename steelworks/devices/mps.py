@@ -11,7 +11,8 @@ What it does about threads:
   second thread gets :class:`~steelworks.errors.DeviceRuleError`, not a crash.
 * From torch 2.15, ``MPSDevice(streams=True)`` or ``STEELWORKS_MPS_STREAMS=1`` opts into streams.
   Encoding then takes turns under one process-wide lock (hazards R3 to R6), and only the GPU's
-  work on different streams may overlap. Whether it does is not known.
+  work on different streams may overlap. Whether it does is not known. Outside ``stream.use()``
+  PyTorch's own operators that :mod:`steelworks.paths` runs take turns too; ours take none.
 * Copies keep the dtype (R1) and stay off pinned memory (R2). Only the owner thread below 2.15
   calls ``torch.mps.synchronize()``, for want of anything else there.
 """
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 
+from steelworks.devices import driver_guard
 from steelworks.devices._checks import check_worker
 from steelworks.devices._live_streams import LiveStreams
 from steelworks.devices._mps_gate import Gate, Held, gate_of
@@ -160,11 +162,14 @@ class MPSDevice(Device):
     Raises:
         DeviceRuleError: ``streams=True`` with a torch that has no MPS streams.
         InvalidInputError: the environment variable has a value that is neither yes nor no.
+        DriverGuardError: ``STEELWORKS_DRIVER_GUARD=1`` is set, and the guard can't be installed.
     """
 
     def __init__(
         self, *, streams: bool | None = None, backend: Any = None, version: str | None = None
     ) -> None:
+        if backend is None:
+            driver_guard.install_if_asked()
         self.torch_device = torch.device("mps", 0)
         self._backend: Any = torch if backend is None else backend
         self._version_text = str(self._backend.__version__) if version is None else version
@@ -273,7 +278,7 @@ class MPSDevice(Device):
         """Copy a device tensor to ordinary CPU memory, dtype unchanged (R1); complete on return.
 
         Raises:
-            DeviceRuleError: another thread owns the device.
+            DeviceRuleError: another thread owns the device; or the driver's guard has dropped a call.
         """
         if tensor.device.type == "cpu":
             return tensor
@@ -281,7 +286,9 @@ class MPSDevice(Device):
             if self._several:
                 # The copy waits for the stream with the lock held: let the stream finish first.
                 self._synchronize(self._backend.mps.current_stream())
-            return self._backend.Tensor.to(tensor, torch.device("cpu"))  # type: ignore[no-any-return]
+            copied: torch.Tensor = self._backend.Tensor.to(tensor, torch.device("cpu"))
+        driver_guard.check_driver_guard()
+        return copied
 
     def record(self, tensor: torch.Tensor, stream: Stream) -> None:
         """Tell the allocator that ``stream`` uses ``tensor``; nothing to do with one stream."""

@@ -48,7 +48,7 @@ class Choice:
     Attributes:
         signature: The calls it is for.
         path: The path.
-        run: The implementation; takes the operation's arguments in order.
+        run: The implementation; takes the operation's arguments in order. On mps all but ours take turns (R3 to R5).
         rule: What decided: ``"forced"``, ``"simulated"``, ``"hazard"``, ``"profile"``, ``"default"`` or ``"only"``.
         reason: Why, as a clause.
         candidates: All paths, in a fixed order.
@@ -90,6 +90,8 @@ def choose(signature: tuple[Any, ...]) -> Choice:
     found = decide(Signature(*signature), current(), busy)
     if found.fallback is not None:
         _log_once(found)
+    if found.path != "steel" and signature[1] == "mps":
+        found = replace(found, run=partial(_hazards.in_turn, found.run))
     if state.observer is not None:
         found = replace(found, run=partial(state.observer, found, found.run))
     if len(cache) >= _MOST_CHOICES:
@@ -100,6 +102,8 @@ def choose(signature: tuple[Any, ...]) -> Choice:
 
 def through_vendor(choice: Choice, run: Callable[..., Any], *args: Any) -> Any:
     """Runs PyTorch's own in place of a choice, and tells a ``record`` block of it."""
+    if choice.signature.device == "mps":
+        run = partial(_hazards.in_turn, run)
     observer = CURRENT.get().observer
     if observer is None:
         return run(*args)

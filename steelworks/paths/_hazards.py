@@ -1,7 +1,12 @@
-"""Whether several MPS streams are active: then vendor paths that keep shared objects race (R3 to R5)."""
+"""Whether several MPS streams are active: then vendor paths that keep shared objects race (R3 to R5).
+
+A call that still takes a vendor path takes turns with the others, and with the blocks of the device's streams. Our
+kernels share no objects: they take no turn, and wait for nobody's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -25,6 +30,27 @@ def several_streams() -> bool:
         current = getattr(_backend.mps, "current_stream", None)
         _seen = current is not None and bool(current() != _backend.mps.default_stream())
     return _seen
+
+
+def in_turn(run: Callable[..., Any], *args: Any) -> Any:
+    """Runs PyTorch's own on mps while no other thread runs such a call, or encodes in a block of the device's.
+
+    Not before torch 2.15, where there is one stream; nor in a backward: autograd's own thread runs it for a thread that
+    waits, and that may have the turn.
+    """
+    if not hasattr(_backend.mps, "Stream") or torch._C._current_graph_task_id() != -1:
+        return run(*args)
+    from steelworks.devices._mps_gate import (
+        gate_of,
+    )  # not before it is needed: most processes have no Apple GPU
+
+    gate = gate_of(_backend)
+    holder = gate.enter_vendor()
+    try:
+        return run(*args)
+    finally:
+        if holder is not None:
+            gate.leave(holder)
 
 
 def forget() -> None:

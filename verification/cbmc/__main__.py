@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,7 @@ from typing import Any
 from steelworks.metalsim.errors import MetalsimError
 
 from . import addresses, lemma, memory, planted, run
-from .run import Check, Prepared
 from .toolchain import CbmcMissing
-
-
-def quick(checks: Iterable[tuple[Prepared, Check]]) -> list[tuple[Prepared, Check]]:
-    """The first row of each kind of check."""
-    first: dict[tuple[str, str], tuple[Prepared, Check]] = {}
-    for where, check in checks:
-        first.setdefault((check.family, check.base), (where, check))
-    return list(first.values())
 
 
 def _say(text: str) -> None:
@@ -38,7 +26,7 @@ def _checks(arguments: argparse.Namespace) -> tuple[bool, list[dict[str, Any]]]:
     found: list[dict[str, Any]] = []
     with run.prepared(names) as made:
         wanted = [(where, check) for where in made.values() for check in where.checks]
-        results = run.run_all(quick(wanted) if arguments.quick else wanted)
+        results = run.run_all(run.first_rows(wanted) if arguments.quick else wanted)
     kinds: dict[tuple[str, str, str], list[run.Result]] = {}
     for result in results:
         kinds.setdefault((result.check.family, result.check.base, result.check.says), []).append(result)
@@ -85,19 +73,14 @@ def _memory() -> tuple[bool, list[dict[str, Any]]]:
 
 
 def _addresses() -> tuple[bool, dict[str, Any]]:
-    found, count = addresses.outside()
-    listed = {(e.file, e.address) for e in addresses.exceptions()}
-    seen = {(a.file, a.shown) for a in found}
-    for file, address in sorted(seen - listed):
-        _say(
-            f"  FAILED {file}: {address} is computed outside of the index headers, and not listed in addresses.toml"
-        )
-    for file, address in sorted(listed - seen):
-        _say(f"  FAILED addresses.toml lists {address} of {file}, which is not there any more")
+    compared = addresses.compare()
+    for fault in compared.faults:
+        _say(f"  FAILED {fault}")
     _say(
-        f"  {count} addresses in device memory; {len(seen)} are listed with a reason, the others are index functions'"
+        f"  {compared.count} addresses in device memory; {compared.listed} are listed with a reason, "
+        "the others are index functions'"
     )
-    return seen == listed, {"addresses": count, "listed": len(listed)}
+    return not compared.faults, {"addresses": compared.count, "listed": compared.listed}
 
 
 def _planted(arguments: argparse.Namespace) -> tuple[bool, list[dict[str, Any]]]:
@@ -107,10 +90,7 @@ def _planted(arguments: argparse.Namespace) -> tuple[bool, list[dict[str, Any]]]
         for b in planted.bugs()
         if only is None or only in b.caught_by.replace(".", "/").replace(" ", "/").split("/")
     ]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # z3 is not made for several threads: those of lemmas go one after another.
-        by_check = list(pool.map(planted.refute, [b for b in wanted if not b.caught_by.startswith("lemma ")]))
-    results = by_check + [planted.refute(b) for b in wanted if b.caught_by.startswith("lemma ")]
+    results = planted.refute_all(wanted)
     for r in results:
         _say(
             f"  {'refuted' if r.refuted else 'MISSED '} {r.bug.file:24} {r.bug.what}  [{r.bug.caught_by}] "

@@ -63,6 +63,37 @@ def exceptions() -> tuple[Exempt, ...]:
         return tuple(Exempt(**entry) for entry in tomllib.load(text)["exception"])
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What the sources compute, next to the list of exceptions.
+
+    Attributes:
+        count: Addresses in device memory.
+        listed: Those outside of the index headers, with a reason.
+        faults: What is not listed, and what is listed and not there any more; empty if all is well.
+    """
+
+    count: int
+    listed: int
+    faults: tuple[str, ...]
+
+
+def compare() -> Compared:
+    """Looks for addresses that are neither index functions' nor listed."""
+    found, count = outside()
+    listed = {(e.file, e.address) for e in exceptions()}
+    seen = {(a.file, a.shown) for a in found}
+    faults = [
+        f"{file}: {address} is computed outside of the index headers, and not listed in {LIST.name}"
+        for file, address in sorted(seen - listed)
+    ]
+    faults += [
+        f"{LIST.name} lists {address} of {file}, which is not there any more"
+        for file, address in sorted(listed - seen)
+    ]
+    return Compared(count, len(seen), tuple(faults))
+
+
 def index_functions(root: Path = header.ROOT) -> frozenset[str]:
     """The functions of all index headers."""
     return frozenset(header.read([p for p in root.rglob("*.h") if p.name in _INDEX]).functions)

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,6 +207,14 @@ def _outcomes(output: str) -> list[dict[str, Any]] | None:
             result: list[dict[str, Any]] = part["result"]
             return result
     return None
+
+
+def first_rows(checks: Iterable[tuple[Prepared, Check]]) -> list[tuple[Prepared, Check]]:
+    """The first row of each kind of check."""
+    first: dict[tuple[str, str], tuple[Prepared, Check]] = {}
+    for where, check in checks:
+        first.setdefault((check.family, check.base), (where, check))
+    return list(first.values())
 
 
 def run_all(

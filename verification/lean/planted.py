@@ -315,9 +315,9 @@ def part(planted: Planted, number: int, cases: Sequence[Case]) -> Part:
     return Part(planted.name, re.sub(r"\bSteelworks\.", f"Planted{number}.", joined))
 
 
-def control(theory: str) -> Part:
-    """A theory without an error, in the form in which errors are planted: Lean must accept it."""
-    wanted = {p.rejected_by for p in PLANTED if p.theory == theory}
+def control(theory: str, plants: Sequence[Planted] = PLANTED) -> Part:
+    """A theory without an error, in the form in which ``plants`` have theirs: Lean must accept it."""
+    wanted = {p.rejected_by for p in plants if p.theory == theory}
     blocks = [
         block
         if any(re.search(rf"^theorem {name} ", block, re.MULTILINE) for name in wanted)

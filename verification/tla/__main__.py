@@ -5,17 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-from . import models, planted, tlc, traces
-from .checks import Checks, subject
-from .models import Config
-from .replay import Disagreement, Replayed, replay
-
-BUGS = Path(__file__).resolve().parents[2] / "tests" / "verification" / "planted.toml"
+from . import models, models_gemm, models_paths, planted, tlc, traces
+from .checking import BUGS, check
 
 
 def main() -> int:
@@ -24,7 +17,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only what runs with the tests")
     parser.add_argument("--only", default="", help="only configurations whose name contains this")
     parser.add_argument(
-        "--bugs", action="store_true", help="plant the bugs of tests/verification/planted.toml too"
+        "--bugs", action="store_true", help="plant the bugs of tests/verification/planted*.toml too"
     )
     parser.add_argument("--traces", type=Path, help="a file that the plugin traces.py wrote: follow it")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -32,8 +25,6 @@ def main() -> int:
     if missing := tlc.missing():
         sys.stdout.write(f"evidence missing: no model was checked. {missing}\n")
         return 2
-    # A forked child of a program with threads is what the replay tests.
-    warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
     table = Table()
     if arguments.traces is not None:
         _follow(arguments.traces, table)
@@ -67,52 +58,16 @@ class Table:
 
 
 def _check(quick: bool, only: str, bugs: bool, table: Table) -> None:
-    holding = [c for c in models.HOLDING if only in c.name and (c.quick or not quick)]
-    failing = [c for c in models.FAILING if only in c.name and (c.quick or not quick)]
-    wanted = [bug for bug in planted.load(BUGS) if only in bug.config] if bugs else []
-    configs = {c.name: c for c in (*holding, *(models.named(bug.config) for bug in wanted), *failing)}
-    checks = Checks(configs.values())
-    try:
-        for config in holding:
-            _holds(config, checks, table)
-        for config in failing:
-            outcome = checks.outcome(config)
-            good = (outcome.exit_code, outcome.violated) == (config.exit_code, config.violated)
-            table.line(
-                "mistake", config.name, good, outcome.seconds, states=outcome.states, why=outcome.output
-            )
-        for bug in wanted:
-            _plant(bug, checks, table)
-    finally:
-        checks.close()
-
-
-def _holds(config: Config, checks: Checks, table: Table) -> None:
-    outcome = checks.outcome(config)
-    good = outcome.exit_code == tlc.HOLDS and outcome.states == config.states
-    why = outcome.output if outcome.exit_code else f"{config.states} states were expected"
-    table.line("model", config.name, good, outcome.seconds, states=outcome.states, why=why)
-    if config.replayed and outcome.exit_code == tlc.HOLDS:
-        why, seconds, done = _timed(lambda: replay(checks.graph(config), subject(config)))
-        told = {} if done is None else {"edges": done.edges, "steps": done.steps}
-        table.line("replay", config.name, not why, seconds, **told, why=why)
-
-
-def _plant(bug: planted.Bug, checks: Checks, table: Table) -> None:
-    config = models.named(bug.config)
-    graph = checks.graph(config)
-    with planted.planted(bug):
-        why, seconds, _ = _timed(lambda: replay(graph, subject(config)))
-    table.line("bug", bug.name, bool(why), seconds, why="not noticed")
-
-
-def _timed(work: Callable[[], Replayed]) -> tuple[str, float, Replayed | None]:
-    began = time.monotonic()
-    try:
-        done = work()
-        return "", time.monotonic() - began, done
-    except Disagreement as error:
-        return str(error), time.monotonic() - began, None
+    all_holding = (*models.HOLDING, *models_gemm.HOLDING, *models_paths.HOLDING)
+    all_failing = (*models.FAILING, *models_gemm.FAILING, *models_paths.FAILING)
+    holding = [c for c in all_holding if only in c.name and (c.quick or not quick)]
+    failing = [c for c in all_failing if only in c.name and (c.quick or not quick)]
+    wanted = []
+    if bugs:
+        failing += [c for c in models_gemm.bugs() if only in c.case and (c.quick or not quick)]
+        wanted = [b for b in (*planted.load(BUGS), *planted.load(models_paths.BUGS)) if only in b.config]
+    for row in check(holding, failing, wanted):
+        table.line(row.kind, row.name, row.good, row.seconds, **row.counts, why=row.why)
 
 
 def _follow(file: Path, table: Table) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from . import graph, pool_replay, queue_replay, tlc
+from . import graph, paths_replay, pool_replay, queue_replay, tlc
 from .models import POOL, Config
 from .replay import Subject
 
@@ -57,4 +57,6 @@ def subject(config: Config) -> Subject:
     """The code that the model of ``config`` speaks of."""
     if config.model == POOL:
         return pool_replay.PoolSubject(config.constants)
+    if config.model == "Paths":
+        return paths_replay.PathsSubject(config.constants)
     return queue_replay.QueueSubject(config.constants)

@@ -14,10 +14,21 @@ from .tlc import HOLDS, INVARIANT, LIVENESS
 
 POOL = "StreamPool"
 QUEUE = "BatchQueue"
+DRIVER = "DriverRace"
 
 INVARIANTS: Mapping[str, tuple[str, ...]] = {
     POOL: ("OneOwner", "OneUser", "NoneLost", "Locked", "LockedByOne", "NoWaste", "Findable", "Queue"),
     QUEUE: ("OnceEach", "InLine", "NoneLost", "Bounded", "RoomIsUsed", "OneUser", "Awake", "Closing"),
+    DRIVER: (
+        "OneInside",
+        "NoUseAfterDestroy",
+        "EndsOnce",
+        "Alive",
+        "Books",
+        "OneHolder",
+        "RefusedIfShared",
+        "Moves",
+    ),
 }
 
 _POOL = {
@@ -41,7 +52,15 @@ _QUEUE = {
     "Features": '{"cancel", "expire", "raise", "die"}',
     "Bug": '"none"',
 }
-_DEFAULTS = {POOL: _POOL, QUEUE: _QUEUE}
+_DRIVER = {
+    "Threads": "{t1, t2}",
+    "Handlers": "{}",
+    "Contexts": "{c1, c2}",
+    "Kinds": '{"make", "encode", "end"}',
+    "Shared": "TRUE",
+    "Bug": '"none"',
+}
+_DEFAULTS = {POOL: _POOL, QUEUE: _QUEUE, DRIVER: _DRIVER}
 
 
 @dataclass(frozen=True)
@@ -103,12 +122,19 @@ def _queue(
     return Config(name, QUEUE, says, changed or {}, states, **more)
 
 
+def _driver(
+    name: str, says: str, states: int | None = None, *, changed: Mapping[str, str] | None = None, **more: Any
+) -> Config:
+    return Config(name, DRIVER, says, changed or {}, states, **more)
+
+
 def _features(*names: str) -> str:
     return "{" + ", ".join(f'"{name}"' for name in names) + "}"
 
 
 _QUIET = {"Timeouts": "FALSE", "Interrupts": "FALSE", "Closing": "FALSE", "Forking": "FALSE"}
 _THREE = {"Threads": "{t1, t2, t3}"}
+_WAITS = {"Handlers": "{h1}", "Contexts": "{c1}", "Kinds": '{"commit", "wait"}'}
 
 HOLDING: tuple[Config, ...] = (
     _pool("pool-wait", "two threads and one stream, all that may happen", 672, replayed=True),
@@ -351,6 +377,38 @@ HOLDING: tuple[Config, ...] = (
         properties=("EveryOneEnds", "CloseEnds"),
         quick=False,
     ),
+    _driver("driver-shared", "two threads make, use and end encoders, also each other's", 6249),
+    _driver("driver-own", "two threads with encoders of their own", 1273, changed={"Shared": "FALSE"}),
+    _driver(
+        "driver-waits",
+        "commits, waits for the GPU, and its completion handlers, beside encoding",
+        5793,
+        changed={**_WAITS, "Kinds": '{"make", "end", "commit", "wait"}'},
+    ),
+    _driver(
+        "driver-alike",
+        "three threads, threads and encoders alike",
+        7606,
+        changed=_THREE,
+        symmetry=True,
+        quick=False,
+    ),
+    _driver("driver-three", "three threads and one encoder", 991, changed={**_THREE, "Contexts": "{c1}"}),
+    _driver(
+        "driver-ends",
+        "every call ends, with one encoder",
+        159,
+        changed={"Contexts": "{c1}"},
+        properties=("EveryCallEnds",),
+    ),
+    _driver("driver-two-end", "every call ends", 6249, properties=("EveryCallEnds",), quick=False),
+    _driver(
+        "driver-waits-end",
+        "every commit, and every wait for the GPU, ends",
+        483,
+        changed=_WAITS,
+        properties=("EveryCallEnds",),
+    ),
 )
 
 
@@ -364,6 +422,10 @@ _WITH_THE_TESTS = frozenset(
         (QUEUE, "bisect loses a neighbour"),
         (QUEUE, "lent twice"),
         (QUEUE, "close wakes nobody"),
+        (DRIVER, "no guard"),
+        (DRIVER, "guard on ends only"),
+        (DRIVER, "not recursive"),
+        (DRIVER, "ended is not looked up"),
     }
 )
 
@@ -384,6 +446,20 @@ def _bug(
         violated=violated,
         properties=properties,
         quick=(model, bug) in _WITH_THE_TESTS,
+    )
+
+
+def _use_after_destroy(bug: str) -> Config:
+    """The encoder is used after it was destroyed: what the missing guard leads to, beyond who may be inside."""
+    return Config(
+        f"{DRIVER}: {bug} (used after it was destroyed)",
+        DRIVER,
+        f"must fail: {bug}",
+        {"Bug": f'"{bug}"'},
+        exit_code=INVARIANT,
+        violated="NoUseAfterDestroy",
+        properties=("NeverUsedAfterDestroy",),
+        quick=bug == "no guard",
     )
 
 
@@ -423,6 +499,19 @@ FAILING: tuple[Config, ...] = (
     ),
     _bug(QUEUE, "close wakes nobody", "", {"Features": _features("close")}, ("CloseEnds",)),
     _bug(QUEUE, "retries for ever", "", _HALVES, ("EveryOneEnds",)),
+    _bug(DRIVER, "no guard", "OneInside"),
+    _bug(DRIVER, "guard on ends only", "OneInside"),
+    _bug(DRIVER, "guard on calls only", "OneInside"),
+    _bug(DRIVER, "makes unguarded", "OneInside"),
+    _bug(DRIVER, "unlocks early", "OneInside"),
+    _bug(DRIVER, "a lock per encoder", "OneInside"),
+    _bug(DRIVER, "not recursive", "Moves"),
+    _bug(DRIVER, "waits with the lock", "Moves", _WAITS),
+    _bug(DRIVER, "ended is not looked up", "NoUseAfterDestroy"),
+    _bug(DRIVER, "ended are not kept", "Alive"),
+    _use_after_destroy("no guard"),
+    _use_after_destroy("guard on ends only"),
+    _use_after_destroy("guard on calls only"),
 )
 
 
