@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from benchmarks.ops._cases import Case, Make, compiled
@@ -53,9 +54,11 @@ def case(rows: int, n: int, k: int, count: int, activation: str | None, has_resi
     """One block, or one product."""
 
     def inputs() -> Any:
-        weights = tuple(drawn(n, k) * k**-0.5 for _ in range(count))
+        # Parameters, as in a model: ours reads them while the kernel before ends.
+        weights = tuple(nn.Parameter(drawn(n, k) * k**-0.5) for _ in range(count))
+        biases = tuple(nn.Parameter(drawn(n)) for _ in range(count))
         residual = drawn(rows, n) if has_residual else None
-        return drawn(rows, k), weights, tuple(drawn(n) for _ in range(count)), residual
+        return drawn(rows, k), weights, biases, residual
 
     def ours(x: Any, weights: Any, biases: Any, residual: Any) -> Callable[[], Any]:
         if count == 3:

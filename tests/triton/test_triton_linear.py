@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,24 +134,63 @@ def test_what_does_not_fit_is_refused() -> None:
         qkv_linear(x, weight, weight, weight, bias)
 
 
-@needs_gpu
-def test_a_weight_is_read_early_only_while_it_is_known_and_unchanged() -> None:
-    weight = drawn(64, 64)
-    with torch.no_grad():
-        assert _settled.settled(weight)
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that a stream was waited for; no GPU is needed for the rules."""
+    counted: list[int] = []
+    stream = SimpleNamespace(synchronize=lambda: counted.append(1))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    return counted
+
+
+@torch.no_grad()
+def test_a_parameter_is_waited_for_once_and_again_when_it_was_changed(waits: list[int]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    for changes in (1, 2):
+        assert _settled.settled(weight, None) and _settled.settled(weight)
+        assert len(waits) == changes
         weight.add_(1)
-        assert not _settled._known(weight)
-        assert _settled.settled(weight)
-    weight.mul_(2)
+    weight.data = torch.ones(4, 4)
+    assert _settled.settled(weight) and len(waits) == 3
+
+
+@torch.no_grad()
+def test_one_that_changes_all_the_time_is_not_waited_for(waits: list[int]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    for _ in range(2 * _settled.MOST_CHANGES):
+        weight.add_(1)
+        early = _settled.settled(weight)
+    assert not early and len(waits) == _settled.MOST_CHANGES + 1
+
+
+def test_only_parameters_outside_of_training_and_captures_are_read_early(
+    waits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
     assert not _settled.settled(weight)  # gradients are on
     with torch.no_grad():
-        for _ in range(_settled.MOST_CHANGES):
-            weight.mul_(2)
-            _settled.settled(weight)
-        weight.mul_(2)
+        assert not _settled.settled(weight.t()) and not _settled.settled(torch.zeros(4, 4))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         assert not _settled.settled(weight)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        assert not waits
+        assert _settled.settled(weight)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert _settled.settled(weight)  # known by now
     with torch.inference_mode():
-        assert not _settled.settled(drawn(4, 4) * 1)
+        assert not _settled.settled(torch.nn.Parameter(torch.zeros(4, 4), requires_grad=False))
+
+
+@torch.no_grad()
+def test_what_is_gone_is_forgotten(waits: list[int]) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    _settled.settled(weight)
+    key = id(weight)
+    assert key in _settled._seen
+    del weight
+    gc.collect()
+    assert key not in _settled._seen
 
 
 @needs_gpu
@@ -158,15 +199,16 @@ def test_a_weight_that_our_own_kernel_has_just_written_is_read_whole() -> None:
     identity = torch.eye(384, dtype=F16, device=DEVICE)
     with torch.no_grad():
         for number in range(200):
-            weight = linear(drawn(384, 384, seed=number), identity)
+            weight = torch.nn.Parameter(linear(drawn(384, 384, seed=number), identity), requires_grad=False)
             got = linear(identity, weight)
             assert torch.equal(got, weight.t())
 
 
 @needs_gpu
 def test_many_threads_and_a_graph() -> None:
-    x, layer = drawn(32, 384), Layer(drawn(384, 384), drawn(384))
-    want = linear(x, layer.weight, layer.bias, "gelu")
+    x, layer = drawn(32, 384), Layer(*(torch.nn.Parameter(drawn(*s)) for s in ((384, 384), (384,))))
+    with torch.no_grad():
+        want = linear(x, layer.weight, layer.bias, "gelu")
     failures: list[int] = []
 
     def work(number: int) -> None:

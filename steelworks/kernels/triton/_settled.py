@@ -1,8 +1,9 @@
 """Which tensors may be read before the kernel before has ended: those that it can't be writing.
 
 A kernel that starts early (programmatic dependent launch) finds all memory complete but for what the kernel before it
-writes. A weight is read early if it was seen before, unchanged since, and the stream was waited for when it was first
-seen. Whatever writes to a tensor raises its version, so after a write it counts as new.
+writes. A parameter is read early if it was seen before, unchanged since, and the stream was waited for when it was
+first seen. Whatever writes to a tensor raises its version, so after a write it counts as new. Other tensors may be made
+anew for each call (a view of a weight, say), and waiting for each would cost more than it saves: they are read late.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import weakref
 from typing import Final, NamedTuple
 
 import torch
+from torch.nn import Parameter
 
 #: A tensor that was found changed so often is not waited for again.
 MOST_CHANGES: Final = 8
@@ -30,13 +32,13 @@ _seen: Final[dict[int, _Seen]] = {}
 def settled(*tensors: torch.Tensor | None) -> bool:
     """Whether all may be read early.
 
-    New ones are waited for, once; but not where gradients are on, since then weights change at every step, nor while
-    a graph is captured. Tensors made in inference mode have no version, so they are never read early.
+    New parameters are waited for, once; but not where gradients are on, since then weights change at every step, nor
+    while a graph is captured. Those made in inference mode have no version, so they are never read early.
     """
     fresh = [t for t in tensors if t is not None and not _known(t)]
     if not fresh:
         return True
-    if torch.is_grad_enabled() or any(t.is_inference() for t in fresh):
+    if torch.is_grad_enabled() or not all(isinstance(t, Parameter) and not t.is_inference() for t in fresh):
         return False
     if torch.cuda.is_current_stream_capturing():
         return False
