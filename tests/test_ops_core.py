@@ -43,6 +43,26 @@ def test_each_operation_takes_the_path_that_is_asked_for() -> None:
         torch.testing.assert_close(results["steel"], results["vendor"])
 
 
+def test_a_backward_takes_the_path_of_its_forward_wherever_it_runs() -> None:
+    x, table = torch.randn(1, 2, 3, 8, requires_grad=True), ops.rope_frequencies(8)
+    with on_path("steel"), paths.record() as counted:
+        y = ops.rope(x, table)
+    assert counted.of("rope", "steel") == 1
+    backward = threading.Thread(target=lambda: y.sum().backward())
+    backward.start()
+    backward.join()
+    assert dict(counted.counts) == {("rope", "steel"): 2}
+    assert x.grad is not None
+
+
+def test_the_operators_of_torch_library_give_dense_results_as_their_fake_kernels_say() -> None:
+    x = torch.randn(8, 3).t()  # whose strides PyTorch's own relu keeps
+    assert not torch.relu(x).is_contiguous()
+    for given in (x, x.to("meta")):
+        assert torch.ops.steelworks.relu(given).is_contiguous()
+    torch.library.opcheck(torch.ops.steelworks.relu.default, (x,))
+
+
 def test_outside_simulate_metal_the_cpu_gets_exactly_what_pytorch_gives() -> None:
     assert torch.equal(ops.softmax(X), torch.softmax(X, -1))
     assert torch.equal(ops.linear(X, W), torch.nn.functional.linear(X, W))

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import steelworks as sw
+from steelworks.devices import CPUDevice
+from steelworks.plans.eager import EagerOptions, EagerPlan
 
 Answer = Callable[[Any], torch.Tensor]
 
@@ -262,6 +264,21 @@ def test_a_size_that_gives_other_bits_at_some_lengths_is_not_used_there(start: A
         together = list(queue.map(requests))
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
         assert together[0] is not alone[0]
+
+
+def test_a_size_that_was_tried_on_one_core_is_tried_anew_on_two() -> None:
+    model = differing(lambda x: torch.full((len(x),), len(x) > 2 and torch.get_num_threads() > 1))
+    plan = EagerPlan(model, CPUDevice(), EagerOptions(max_batch_size=8, deterministic=True))
+    runner, before = plan.runner(), torch.get_num_threads()
+    readings = [plan.reader.read(row(value, 4)) for value in range(5)]
+    try:
+        for cores in (1, 2, 1):
+            torch.set_num_threads(cores)
+            together = runner.finish(runner.launch(readings))
+            alone = [runner.finish(runner.launch([reading]))[0] for reading in readings]
+            assert all(same_bits(a, b) for a, b in zip(alone, together, strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_trial_is_made_once_a_size_and_not_for_every_batch(start: Any) -> None:

@@ -12,6 +12,8 @@ from _cases import assert_close, assert_equal, embedded, padded_rows, run_checke
 from steelworks import metalsim
 from steelworks.errors import InvalidInputError
 from steelworks.kernels import reference
+from steelworks.kernels.metal import _views, tuning
+from steelworks.kernels.metal import reduce as family
 from steelworks.kernels.metal.reduce import OPERATIONS, reduce
 
 INF, NAN = math.inf, math.nan
@@ -94,9 +96,27 @@ def test_half_and_bfloat_are_combined_in_float(operation: str, dtype: torch.dtyp
 
 
 def test_a_half_sum_does_not_stop_growing() -> None:
-    # In half, 1 + ... + 1 stops at 2048; in bfloat at 256.
-    for dtype in (F16, BF16):
-        assert float(_check("sum", torch.ones(1, 500, dtype=dtype) * 8, -1, f"500 eights, {dtype}")) == 4000.0
+    # In half, 2048 + 1 is 2048; in bfloat, 256 + 1 is 256. The sums themselves are exact in both.
+    for dtype, most, right in ((F16, 2048, 3048.0), (BF16, 256, 1256.0)):
+        for place in (0, 500, 1000):
+            x = torch.ones(1, 1001, dtype=dtype)
+            x[0, place] = most
+            assert float(_check("sum", x, -1, f"1000 ones and a {most} at {place}, {dtype}")) == right
+
+
+def test_every_chunk_of_a_long_row_counts_to_its_ends() -> None:
+    # Whole numbers, so that the sum is exact: the bound of a sum of 33,001 terms would let one of them go.
+    length = 33001
+    view = _views.as_rows(torch.zeros(2, length))
+    chunk, chunks = family._chunks(tuning.REDUCE_ROWS_SPLIT, view.rows, view.columns)
+    assert chunks > 1
+    x = torch.arange(2 * length, dtype=torch.float32).remainder(3).view(2, length)
+    assert torch.equal(reduce("sum", x, -1), x.double().sum(-1).float())
+    for place in sorted({0, chunk - 1, chunk, (chunks - 1) * chunk - 1, (chunks - 1) * chunk, length - 1}):
+        x = torch.zeros(2, length)
+        x[:, place] = 1
+        assert reduce("sum", x, -1).tolist() == [1, 1], place
+        assert reduce("argmax", x, -1).tolist() == [place, place]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])

@@ -421,6 +421,12 @@ TWINS(word_misaligned) {
     buffer<float>(buffers, 1)[i] = *reinterpret_cast<const float *>(in);
 }
 
+TWINS(long_misaligned) {  // at multiples of four, which is enough for half of it
+    const uint32_t i = self->thread_position_in_grid.x;
+    const char *in = buffer<char>(buffers, 0) + i * 8 + (RIGHT ? 0 : 4);
+    buffer<int64_t>(buffers, 1)[i] = *reinterpret_cast<const int64_t *>(in);
+}
+
 struct Row { float values[16]; };
 TWINS(struct_copy) {
     const uint32_t i = self->thread_position_in_grid.x;

@@ -315,6 +315,7 @@ CASES = [
     Case("output_read_first", "uninitialised", "b0", (64,), flags={0: OUTPUT}),
     Case("vector_misaligned", "misaligned", "b0", (64, 16), 4, 4),
     Case("word_misaligned", "misaligned", "b0", (65, 64)),
+    Case("long_misaligned", "misaligned", "b0", (130, 128)),
     Case("one_missing", "unwritten", "b0", (64,), flags={0: OUTPUT}),
     Case("one_twice", "written_twice", "b0", (64,), flags={0: OUTPUT}),
     Case("writes_constant", "write_to_constant", "b1", (64, 1), flags={1: CONSTANT}),
@@ -500,9 +501,10 @@ def test_what_a_run_remembers_of_one_buffer_is_not_taken_for_that_of_another(run
     assert run("ever_finer", *buffers, threads=64, group=64, check=True).findings == []
 
 
-def test_threadgroup_memory_starts_as_nan_in_each_group(run: Runner) -> None:
+@pytest.mark.parametrize("check", [False, True])
+def test_threadgroup_memory_starts_as_nan_in_each_group(run: Runner, check: bool) -> None:
     result = floats(192)
-    run("tile_stale", result, threads=192, group=64)
+    run("tile_stale", result, threads=192, group=64, check=check)
     assert result[:64].tolist() == [1.0] * 64
     assert result[64:].isnan().all()
 

@@ -125,6 +125,12 @@ def test_another_source_or_mode_or_name_is_another_entry(
     assert len(set(kept)) == len(builds) == 3
 
 
+def test_parts_that_are_cut_elsewhere_have_another_key() -> None:
+    cuts = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("", "abc"), (b"ab", "d")]
+    assert len({_toolchain.digest(*parts) for parts in cuts}) == len(cuts)
+    assert _toolchain.digest("ab", b"c") == _toolchain.digest(b"ab", "c")
+
+
 def test_an_entry_is_whole_or_absent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from steelworks.errors import InvalidInputError
 from steelworks.nn import Adapter, Adapters, LayerWeights, LoRALinear, apply_lora
@@ -355,6 +356,25 @@ def test_on_a_gpu_weights_stay_until_no_call_holds_them_and_the_device_is_done(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_exchanging_adapters_compiles_nothing_anew(net: Net) -> None:
+    adapters = Adapters(net)
+    for seed in range(3):
+        adapters.add(str(seed), adapter(seed))
+    adapters.activate("0")
+    counter = CompileCounter()
+    compiled = torch.compile(net, backend=counter)
+    compiled(X)
+    before = counter.frame_count
+    for name in ("1", "2", None, "0"):
+        adapters.activate(name)
+        torch.testing.assert_close(compiled(X), net(X))
+    adapters.add("1", adapter(7), replace=True)
+    with adapters.use(["1", None, "2", "0", "1", "1"]):
+        torch.testing.assert_close(compiled(X), net(X))
+    assert counter.frame_count == before
+    torch.compiler.reset()
+
+
 def test_compiled_code_does_not_keep_the_adapters_of_its_first_call(net: Net) -> None:
     adapters = Adapters(net)
     adapters.add("a", adapter(1))

@@ -126,6 +126,8 @@ def test_torchs_own_checks_of_the_operator_pass() -> None:
     torch.library.opcheck(torch.ops.steelworks.rope.default, (x, table, 3, None, False, False))
     where = torch.tensor([0, 9])
     torch.library.opcheck(torch.ops.steelworks.rope.default, (x.detach(), table, 0, where, True, True))
+    heads_last = draw(2, 5, 3, 16).transpose(1, 2)  # the result is dense all the same
+    torch.library.opcheck(torch.ops.steelworks.rope.default, (heads_last, table, 3, None, False, False))
 
 
 def test_compile_and_export_give_the_same() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
 
 from steelworks.errors import InvalidInputError
+from steelworks.kernels.triton import _launch
 from steelworks.kernels.triton._launch import (
     Arg,
     Kernel,
     OnceEach,
     Options,
     Plans,
+    _Direct,
     _divisor,
+    _Variant,
     cdiv,
     constexpr,
     jit,
@@ -127,6 +131,48 @@ def test_a_full_cache_of_plans_is_emptied_and_goes_on() -> None:
     assert len(plans) == Plans.MOST
     assert plans.keep("one more", 7) == 7
     assert dict(plans) == {"one more": 7}
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What launches of a kernel that was compiled ask of the driver: without a GPU, on the addresses of CPU tensors."""
+    asked: list[tuple[Any, ...]] = []
+
+    def launcher(variant: _Variant) -> tuple[Any, tuple[Any, ...]]:
+        return lambda *arguments: asked.append(arguments), (variant.divisors,)
+
+    monkeypatch.setattr(_launch, "_launcher", launcher)
+    monkeypatch.setattr(Kernel, "compiled", lambda self, variant: variant)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 70 + device, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 2, raising=False)
+    return asked
+
+
+def test_addresses_that_are_not_aligned_take_a_variant_that_is_told_so(launched: list[Any]) -> None:
+    kernel = Kernel(_scale_kernel, pointers=2)
+    told = (16, 16, 16, 1)
+    variant = _Variant(("*fp32", "*fp32", "i32", "fp32"), told, (("BLOCK", 64),), Options(), 2)
+    launch = _Direct(kernel, variant, (3, 1, 1), (64, 0.5))
+    storage = torch.zeros(200)
+    offset = -storage.data_ptr() // 4 % 4  # elements to the first multiple of 16 bytes
+    aligned, other = storage[offset : offset + 64], storage[offset + 100 : offset + 164]
+    assert other.data_ptr() % 16 == 0
+    launch(aligned, other)
+    for shift in (1, 2, 3):
+        launch(aligned, storage[offset + 100 + shift : offset + 164 + shift])
+        launch(storage[offset + shift : offset + shift + 64], other)
+    launch(aligned, other)
+    assert [asked[4] for asked in launched] == [told, *[(1, 1, 16, 1)] * 6, told]
+
+
+def test_a_launch_hands_over_grid_stream_addresses_scalars_and_places_for_constants(
+    launched: list[Any],
+) -> None:
+    kernel = Kernel(_scale_kernel, pointers=2)
+    variant = _Variant(("*fp32", "*fp32", "i32", "fp32"), (1, 1, 16, 1), (("BLOCK", 64),), Options(), 2)
+    x, y = torch.zeros(64), torch.zeros(64)
+    _Direct(kernel, variant, (3, 1, 1), (64, 0.5))(x, y)
+    assert launched == [(3, 1, 1, 72, variant.divisors, x.data_ptr(), y.data_ptr(), 64, 0.5, None)]
 
 
 @needs_gpu

@@ -100,24 +100,29 @@ def test_any_cut_gives_the_same(kind: str, thin: Thin) -> None:
     check(x, weight, None, family._run(x, weight, None, thin))
 
 
-def test_each_integer_of_four_bits_is_read_at_its_place() -> None:
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])  # float32 is dequantized, the others take the layout
+def test_each_integer_of_four_bits_is_read_at_its_place(dtype: torch.dtype) -> None:
     k = 256
     packed = (torch.arange(k // 2) * 37 % 256).to(torch.uint8).repeat(2, 1).to(DEVICE)
-    ones = torch.ones(2, 4, device=DEVICE)
+    ones = torch.ones(2, 4, device=DEVICE, dtype=dtype)
     weight = QuantizedWeight(packed, ones, 3 * ones, 4, 64, k)
-    x = torch.eye(k, device=DEVICE)
+    x = torch.eye(k, device=DEVICE, dtype=dtype)
     got = torch.cat([quantized_linear(part, weight) for part in x.split(MOST_ROWS)])
     assert torch.equal(got.mT.double(), exact(weight))
 
 
 def test_a_weight_changed_in_place_is_laid_out_anew() -> None:
-    x = drawn(2, 128, dtype=F32, seed=1)
-    weight = quantize_int4(drawn(8, 128, dtype=F32, seed=2), 64)
-    quantized_linear(x, weight)
+    x = drawn(2, 128, dtype=F16, seed=1)  # for float32 the weight is dequantized, and never laid out
+    weight = quantize_int4(drawn(8, 128, dtype=F16, seed=2), 64)
+    before = family._laid_out(weight)
+    check(x, weight, None, quantized_linear(x, weight))
     weight.packed.copy_(255 - weight.packed)
     check(x, weight, None, quantized_linear(x, weight))
     weight.scales.mul_(2)
     check(x, weight, None, quantized_linear(x, weight))
+    weight.zeros.copy_(15 - weight.zeros)
+    check(x, weight, None, quantized_linear(x, weight))
+    assert family._laid_out(weight) is not before
 
 
 def test_the_layout_is_made_once() -> None:
