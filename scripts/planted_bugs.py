@@ -110,7 +110,7 @@ def run_tests(forks: Forks, copy: Path, tests: str, patience: int = 1) -> tuple[
         "-p",
         "no:cacheprovider",
         "--timeout",
-        str(TEST_SECONDS),
+        str(patience * TEST_SECONDS),
         "-o",
         "addopts=",
     ]

@@ -5,6 +5,7 @@ Each operation's Triton path is put in the place of the one for the CPU; results
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import torch
 
 from steelworks import paths
-from steelworks.ops import attention, linear, lora, quantized, topk
+from steelworks.ops import lora, quantized, topk
+
+# As attributes of the package these two are the functions.
+attention = importlib.import_module("steelworks.ops.attention")
+linear = importlib.import_module("steelworks.ops.linear")
 
 OPERATORS = (
     linear.LINEAR,

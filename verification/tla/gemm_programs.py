@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -148,6 +149,8 @@ class Programs:
 
 
 _SETS: Final = ("reads", "writes", "gets", "puts")
+#: On a Mac names are looked up by library, so there is nothing to ask for.
+_SYMBOLIC: Final = () if sys.platform == "darwin" else ("-Wl,-Bsymbolic",)
 _GUARD: Final = threading.Lock()  # one launch is recorded at a time
 
 
@@ -169,7 +172,13 @@ def _build(source: str, name: str) -> _compile.Compiled:
     text, found = _compile.translate(source, name)
     file = f"kernels{_toolchain.library_suffix()}"
     key = _toolchain.digest(
-        text, RECORDER.read_bytes(), _toolchain.shim_digest(), compiler.version, str(runtime), *flags
+        text,
+        RECORDER.read_bytes(),
+        _toolchain.shim_digest(),
+        compiler.version,
+        str(runtime),
+        *flags,
+        *_SYMBOLIC,
     )
 
     def make(directory: Path) -> None:
@@ -179,7 +188,18 @@ def _build(source: str, name: str) -> _compile.Compiled:
         for arguments in (
             (*flags, "-include-pch", header, "-c", "-x", "c++", "-o", kernel, str(directory / "kernels.cpp")),
             ("-std=c++17", "-O1", "-fPIC", f"-I{_toolchain.RUNTIME}", "-c", "-o", recorder, str(RECORDER)),
-            ("-shared", "-nostdlib++", "-o", str(directory / file), kernel, recorder, str(runtime), "-lm"),
+            # The kernel calls the recorder also where another library has put the runtime's names in front of all.
+            (
+                "-shared",
+                "-nostdlib++",
+                *_SYMBOLIC,
+                "-o",
+                str(directory / file),
+                kernel,
+                recorder,
+                str(runtime),
+                "-lm",
+            ),
         ):
             done = compiler.run(*arguments)
             if done.returncode:
