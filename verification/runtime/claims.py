@@ -19,19 +19,23 @@ QUICK_TESTS: Final = (
     "tests/test_queue_basics.py",
 )
 QUICK_EACH: Final = 2
+#: The full set takes one of so many: a bug may take a minute, where a test has to hang.
+EVERY: Final = 8
 
 
 def declared() -> tuple[Claim, ...]:
     """What is claimed of the tests of queue and plans."""
-    bugs = planted_bugs.load()
+    everything = planted_bugs.load()
+    bugs = everything[::EVERY]
     return (
         declare(
             "runtime.planted",
             "the tests of queue and plans notice bugs that are planted in the code",
             tool="pytest",
-            bound="bugs written by hand, one at a time",
+            bound=f"{len(bugs)} of {len(everything)} bugs written by hand, every {EVERY}th; "
+            "`python scripts/planted_bugs.py` plants all",
             binding="a copy of the package, changed; the tests pass without the change",
-            code=(*sorted({bug.file for bug in bugs}), "tests/planted"),
+            code=(*sorted({bug.file for bug in everything}), "tests/planted"),
             assumes="a test that hangs has noticed too",
             counted=f"{len(bugs)} of {len(bugs)} bugs caught",
         ),
@@ -63,10 +67,11 @@ def claims(quick: bool) -> Iterator[Claim]:
         ) from problem
     (claim,) = declared()
     began = time.monotonic()
-    bugs = planted_bugs.load()
+    everything = planted_bugs.load()
+    bugs: Sequence[planted_bugs.Bug] = everything[::EVERY]
     if quick:
-        bugs = sample(bugs)
-        claim = replace(claim, bound=f"{len(bugs)} of {len(planted_bugs.load())} bugs written by hand")
+        bugs = sample(everything)
+        claim = replace(claim, bound=f"{len(bugs)} of {len(everything)} bugs written by hand")
     claim = replace(claim, tool=f"pytest {pytest.__version__}, hypothesis {hypothesis.__version__}")
     caught, wrong = 0, []
     try:
