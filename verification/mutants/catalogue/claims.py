@@ -42,7 +42,7 @@ _TOOL: Final = f"pytest, TLC, CBMC, Lean, metalsim; Python {platform.python_vers
 def declared() -> tuple[Claim, ...]:
     """The claim, before anything is run."""
     mutants = load()
-    counted = f"{len(mutants)} planted"
+    counted = f"{sum(not m.survives for m in mutants)} of {len(mutants)} caught"
     return (_claim(mutants, counted, passed=False, seconds=0.0, why=""),)
 
 
