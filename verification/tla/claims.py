@@ -75,7 +75,7 @@ def _bound(model: str, quick: bool = False, *, live: bool | None = None) -> str:
         streams = sorted({int(c.constants["Size"]) for c in configs})
         shown = "1 stream" if streams == [1] else f"{streams[0]}-{streams[-1]} streams"
         return f"{_size(configs, 'Threads', 'thread')}, {shown}"
-    return f"{_size(configs, 'Requests', 'request')}, {_size(configs, 'Workers', 'worker')}"
+    return _bound_of(configs)
 
 
 def _states(configs: Iterable[Config]) -> str:

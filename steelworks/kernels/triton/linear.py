@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from steelworks.errors import InvalidInputError
+from steelworks.kernels.lora_operands import rows_dense
 
 from . import tuning
 from ._launch import Launch, Options, Plans, cdiv, interpreted, power_of_two, supports_pdl
@@ -110,8 +111,8 @@ def _run(
     m = x.shape[:-1].numel()
     if m == 0 or k == 0 or any(s.weight.shape[0] == 0 for s in layers):  # no rows, sums or columns
         return [_composed(x, s, activation, residual) for s in layers]
-    rows = _dense(x.reshape(m, k))
-    weights = [_dense(s.weight) for s in layers]
+    rows = rows_dense(x.reshape(m, k))
+    weights = [rows_dense(s.weight) for s in layers]
     biases = [out if s.bias is None else s.bias.contiguous() for s, out in zip(layers, outs, strict=True)]
     beside = outs[0] if residual is None else residual.contiguous()
     given = (rows, *_three(weights), *_three(biases), beside, *_three(outs))
@@ -132,11 +133,6 @@ def _three(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def _shape(bias: torch.Tensor | None) -> object:
     return None if bias is None else (bias.shape, bias.dtype)
-
-
-def _dense(matrix: torch.Tensor) -> torch.Tensor:
-    """The same matrix with adjacent elements in a row."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()
 
 
 def _bind(

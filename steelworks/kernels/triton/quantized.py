@@ -37,7 +37,6 @@ __all__ = [
     "quantized_linear",
 ]
 
-_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 #: With more rows than this the weight is dequantized first.
 MOST_ROWS: Final = 64
 _KEPT: Final = "_steelworks_laid_out"

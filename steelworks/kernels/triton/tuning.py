@@ -190,7 +190,7 @@ class ThinTile:
         columns: Columns of a tile.
         steps: Parts that the terms are read in, 4 at most; a part is a power of two.
         warps: Warps of a program.
-        stages: Not used.
+        stages: 1: there is no loop whose loads could be under way.
     """
 
     rows: int
