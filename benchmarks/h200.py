@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import gc
 import multiprocessing
 import statistics
@@ -264,14 +265,17 @@ def processes(kind: str, count: int, seconds: float) -> float:
     return total
 
 
-def encoder_section(results: Results, seconds: float, compile: bool, sizes: list[int], express: int) -> None:
-    """All rows for the encoder at length 32: the model as it is, or through torch.compile."""
-    tag = "compiled" if compile else "as is"
+def encoder_section(results: Results, seconds: float, tag: str, sizes: list[int], express: int) -> None:
+    """All rows for the encoder at length 32: ``as is``, ``compiled`` by torch.compile, or ``accelerated``."""
+    compile = tag == "compiled"
     generator = torch.Generator().manual_seed(1)
     requests = [ids(32, generator) for _ in range(1024)]
     model = half(Encoder())
-    call = stock(model)
+    call = stock(copy.deepcopy(model))
     reference = [call(x) for x in requests[:64]]
+    if tag == "accelerated":
+        report = sw.accelerate(model)
+        print(f"accelerate changed {len(report.changed)} modules")
     results.add(f"{tag}: stock, 1 thread", lambda: closed_loop(call, requests, 1, seconds)[0])
     threads_8 = results.add(f"{tag}: stock, 8 threads", lambda: closed_loop(call, requests, 8, seconds)[0])
 
@@ -315,10 +319,14 @@ def encoder_section(results: Results, seconds: float, compile: bool, sizes: list
         )
         results.ratio(f"{tag}: {tasks} asyncio tasks", rate, 1.0, must, aim, "req/s")
     big.close()
-    if compile:
-        eager_8 = results.add("8 processes, eager", lambda: processes("eager", 8, seconds), repeats=1)
-        graphs_8 = results.add("8 processes, graphs", lambda: processes("graphs", 8, seconds), repeats=1)
-        results.ratio("8 callers against the better of these", rate_of[8], max(eager_8, graphs_8), 8, 12)
+    if tag != "as is":
+        eager_8 = results.add(f"{tag}: 8 processes, eager", lambda: processes("eager", 8, seconds), repeats=1)
+        graphs_8 = results.add(
+            f"{tag}: 8 processes, graphs", lambda: processes("graphs", 8, seconds), repeats=1
+        )
+        results.ratio(
+            f"{tag}: 8 callers against the better of these", rate_of[8], max(eager_8, graphs_8), 8, 12
+        )
 
 
 def _latency(results: Results, tag: str, queue: Any, plan: Any, call: Any, requests: list[Any]) -> None:
@@ -414,16 +422,18 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sections", nargs="+", default=["encoder", "compiled", "mixed", "models"])
+    parser.add_argument(
+        "--sections", nargs="+", default=["encoder", "compiled", "accelerated", "mixed", "models"]
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
     parser.add_argument("--express", type=int, default=16, help="callers that may run a graph themselves")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device here; this benchmark needs one")
     results = Results(arguments.repeats)
-    for name, compile in (("encoder", False), ("compiled", True)):
+    for name, tag in (("encoder", "as is"), ("compiled", "compiled"), ("accelerated", "accelerated")):
         if name in arguments.sections:
-            encoder_section(results, arguments.seconds, compile, arguments.sizes, arguments.express)
+            encoder_section(results, arguments.seconds, tag, arguments.sizes, arguments.express)
     if "mixed" in arguments.sections:
         mixed_section(results, arguments.seconds)
     if "models" in arguments.sections:

@@ -12,7 +12,7 @@ from steelworks.kernels import reference
 from steelworks.paths._registry import implementation_of
 
 assert ops
-NORMS = sys.modules["steelworks.ops.norms"]
+NORMS = sys.modules["steelworks.ops._norms_gradients"]
 
 
 def _draw(*shape: int, device: str) -> torch.Tensor:

@@ -100,8 +100,26 @@ def test_rows_that_are_apart_and_transposed_operands() -> None:
 
 def test_many_rows_take_the_other_kernel() -> None:
     x, layer = drawn(130, 32), Layer(drawn(20, 32), drawn(20))
-    assert isinstance(tuning.pick(tuning.LINEAR, rows=130, columns=20, terms=32), tuning.LinearTile)
+    assert isinstance(
+        tuning.pick(tuning.LINEAR, rows=130, columns=20, terms=32, described=1), tuning.LinearTile
+    )
     assert_right(linear(x, layer.weight, layer.bias), x, layer)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 8), (70, 40, 72), (33, 100, 256)])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_operands_may_come_through_descriptors(m: int, n: int, k: int, activation: str | None) -> None:
+    tile = tuning.LinearTile(32, 32, 32, 4, 2, described=True)
+    x, layer, residual = drawn(m, k), Layer(drawn(n, k), drawn(n, seed=2)), drawn(m, n, seed=3)
+    (got,) = family._run(x, (layer,), activation, residual, tile)
+    assert_right(got, x, layer, activation, residual)
+
+
+def test_many_rows_come_through_descriptors_only_where_they_can() -> None:
+    for rows, columns, terms in ((512, 768, 3072), (4096, 3072, 768), (512, 4096, 4096), (4096, 384, 1536)):
+        sizes = {"rows": rows, "columns": columns, "terms": terms}
+        assert tuning.pick(tuning.LINEAR, **sizes, described=1).described
+        assert not tuning.pick(tuning.LINEAR, **sizes, described=0).described
 
 
 def test_not_a_number_passes_through_every_activation() -> None:

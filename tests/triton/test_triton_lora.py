@@ -11,6 +11,7 @@ import torch
 from steelworks.errors import InvalidInputError
 from steelworks.kernels import reference
 from steelworks.kernels.triton import lora as family
+from steelworks.kernels.triton._lora_tiles import Described, pick_described
 from steelworks.kernels.triton.lora import (
     BESIDE,
     Tile,
@@ -119,6 +120,69 @@ def test_the_adapter_may_be_added_to_what_pytorch_computed(
     check_one(t, got, 2.0, t.bias)
     size = t.x.abs().double() @ t.a.abs().double().mT
     assert_close(low, t.x.double() @ t.a.double().mT, size, k)
+
+
+SMALL = Described(32, 32, 32, warps=4, stages=2, low_rows=16, parts=2)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "r"), [(1, 8, 8, 1), (70, 140, 1040, 6), (17, 40, 512, 64), (32, 64, 1024, 16)]
+)
+def test_operands_may_come_through_descriptors(
+    m: int, n: int, k: int, r: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = made(m, n, k, r, dtype)
+    if DEVICE == "cpu":  # as a stream has on a GPU: the same counters for all launches
+        counters = torch.zeros(family._counters.MOST, dtype=torch.int32)
+        monkeypatch.setattr(family._counters, "zeros", lambda count, like: counters)
+    size = t.x.abs().double() @ t.a.abs().double().mT
+    for _ in range(2):  # the second finds its counters at zero only if the first left them so
+        got, low = family._forward(t.x, t.weight, t.a, t.b, 0.3, t.bias, True, SMALL)
+        check_one(t, got, 0.3, t.bias)
+        assert_close(low, t.x.double() @ t.a.double().mT, size, k)
+    got, _low = family._forward(t.x, t.weight, t.a, t.b, 0.3, None, False, SMALL)
+    check_one(t, got, 0.3, None)
+
+
+def test_gradients_are_right_through_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = made(40, 72, 1040, 5, F16)
+    given = [tensor.div(8) for tensor in (t.x, t.weight, t.a, t.b)]
+    grad = made(40, 72, 8, 1, F16).x @ made(72, 8, 8, 1, F16).x.mT / 8
+    found = {}
+    for tile in (SMALL, BESIDE):
+        monkeypatch.setattr(family, "_plans", type(family._plans)())
+        monkeypatch.setattr(family, "pick_tile", lambda *sizes, tile=tile, **options: tile)
+        ours = [tensor.clone().requires_grad_() for tensor in given]
+        lora_linear(ours[0], ours[1], ours[2], ours[3], 0.5).backward(grad)
+        found[tile] = [tensor.grad for tensor in ours]
+    exact = [tensor.double().requires_grad_() for tensor in given]
+    (exact[0] @ exact[1].mT + 0.5 * (exact[0] @ exact[2].mT) @ exact[3].mT).backward(grad.double())
+    for mine, other, wanted in zip(found[SMALL], found[BESIDE], exact, strict=True):
+        assert mine is not None and other is not None and wanted.grad is not None
+        torch.testing.assert_close(mine.double(), wanted.grad, rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=2e-2)
+
+
+def test_descriptors_are_used_where_tiles_fill_the_multiprocessors() -> None:
+    assert pick_described(512, 4096, 16, 132) == Described(128, 128, low_rows=32, parts=8)
+    assert pick_described(512, 4096, 64, 132) == Described(128, 128)
+    assert pick_described(1024, 1024, 16, 132) == Described(64, 128, warps=4)
+    assert pick_described(2048, 4096, 16, 132) == Described(128, 256, stages=3, low_rows=64)
+    assert pick_described(512, 11008, 16, 132) is None
+
+
+def test_operands_that_no_descriptor_takes_are_computed_otherwise() -> None:
+    t = made(20, 24, 64, 4, F16)
+    assert family._described(t.x, t.weight, 4096, 4096, 4) is not None
+    apart = torch.zeros(20, 68, dtype=F16, device=DEVICE)[:, :64]  # rows that are not 16 bytes apart
+    assert family._described(apart, t.weight, 4096, 4096, 4) is None
+    late = torch.zeros(20 * 64 + 1, dtype=F16, device=DEVICE)[1:].view(20, 64)  # begins between two places
+    assert family._described(late, t.weight, 4096, 4096, 4) is None
+    assert family._described(t.x.float(), t.weight.float(), 4096, 4096, 4) is None
+    late.copy_(t.x)
+    got, _low = family._forward(late, t.weight, t.a, t.b, 0.5, t.bias, False, BESIDE)
+    check_one(t, got, 0.5, t.bias)
 
 
 def test_gradients_are_right_where_pytorch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:

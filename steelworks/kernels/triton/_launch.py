@@ -25,6 +25,10 @@ divisible by 16, or by 8, is told to the compiler, unless its name is in ``plain
 call, so that they do not compile further variants). A float scalar is float32. Tensors on another device than the
 current one are launched there.
 
+The first ``described`` pointers of a kernel may be tensor descriptors, through which a block of a matrix comes by one
+instruction (TMA; sm_90 and sm_100). ``bind`` takes the shapes of their blocks, and a call the tensors, which must be
+16-byte aligned, with rows that are a multiple of 16 bytes apart (``describable``); there is no twin for others.
+
 ``Options(pdl=True)`` lets a kernel start while the one before it ends (programmatic dependent launch; sm_90 and
 later, ignored elsewhere). Such a kernel must call ``wait_for_previous(PDL)`` before its first access to memory, in
 every program, and takes ``PDL`` as a constant; ``supports_pdl(device)`` says whether to ask for it.
@@ -115,6 +119,23 @@ def processors(index: int) -> int:
 def supports_pdl(index: int) -> bool:
     """Whether the CUDA device ``index`` has programmatic dependent launch; False under the interpreter (-1)."""
     return index >= 0 and torch.cuda.get_device_capability(index) >= (9, 0)
+
+
+@functools.cache
+def supports_descriptors(index: int) -> bool:
+    """Whether the CUDA device ``index`` reads matrices through descriptors; True under the interpreter (-1)."""
+    return index < 0 or torch.cuda.get_device_capability(index)[0] in (9, 10)
+
+
+def describable(matrix: torch.Tensor) -> bool:
+    """Whether a kernel may read ``(rows, columns)`` through a descriptor."""
+    row, column = matrix.stride()
+    return (
+        column == 1
+        and row * matrix.element_size() % _ALIGNMENT == 0
+        and _data_ptr(matrix) % _ALIGNMENT == 0
+        and matrix.numel() > 0
+    )
 
 
 @jit
@@ -216,11 +237,15 @@ class Kernel:
         function: What ``jit`` returned.
         pointers: How many of the first parameters are tensors.
         plain: Names of int scalars whose divisibility must not be told to the compiler.
+        described: How many of the tensors, the first ones, it reads through descriptors.
     """
 
-    def __init__(self, function: Any, *, pointers: int, plain: Sequence[str] = ()) -> None:
+    def __init__(
+        self, function: Any, *, pointers: int, plain: Sequence[str] = (), described: int = 0
+    ) -> None:
         self.function = function
         self.pointers = pointers
+        self.described = described
         self.plain = frozenset(plain)
         self._compiled: OnceEach[Any] = OnceEach()
 
@@ -237,8 +262,17 @@ class Kernel:
         constants: Mapping[str, Any] | None = None,
         grid: Sequence[int],
         options: Options = Options(),
+        blocks: Sequence[Sequence[int]] = (),
     ) -> Launch:
         """A launch over ``grid`` for tensors of these dtypes on this device; compiles if the variant is new.
+
+        Args:
+            tensors: Of a call.
+            scalars: What follows them.
+            constants: By name.
+            grid: Programs in up to three dimensions.
+            options: For the compiler.
+            blocks: The shapes of the blocks of the tensors that are read through descriptors.
 
         Raises:
             InvalidInputError: Triton is missing, or there are more or fewer arguments than the kernel takes.
@@ -255,17 +289,30 @@ class Kernel:
                 f"{self.function.__name__} takes {self.pointers} tensors and {wanted - self.pointers} scalars; "
                 f"{len(tensors)} and {len(scalars)} were given"
             )
+        if len(blocks) != self.described:
+            raise InvalidInputError(
+                f"{self.function.__name__} reads {self.described} tensors through descriptors; the shapes of "
+                f"{len(blocks)} blocks were given"
+            )
         if set(names[wanted:]) != set(constants):
             raise InvalidInputError(
                 f"{self.function.__name__} has the constants {names[wanted:]}; {sorted(constants)} were given"
             )
         three = (*grid, 1, 1)[:3]
         if interpreted():
-            return _Interpreted(self.function, three, tuple(scalars), constants, options)
-        types = [f"*{_TYPES[t.dtype]}" for t in tensors] + [_scalar_type(s) for s in scalars]
-        divisors = [_ALIGNMENT] * len(tensors) + [
-            1 if name in self.plain else _divisor(s)
-            for s, name in zip(scalars, names[self.pointers :], strict=False)
+            return _Interpreted(self.function, three, tuple(scalars), constants, options, tuple(blocks))
+        types = [
+            *(f"tensordesc<{_TYPES[t.dtype]}{[*b]}>" for t, b in zip(tensors, blocks, strict=False)),
+            *(f"*{_TYPES[t.dtype]}" for t in tensors[self.described :]),
+            *(_scalar_type(s) for s in scalars),
+        ]
+        divisors = [
+            *(1 for _ in blocks),
+            *(_ALIGNMENT for _ in tensors[self.described :]),
+            *(
+                1 if name in self.plain else _divisor(s)
+                for s, name in zip(scalars, names[self.pointers :], strict=False)
+            ),
         ]
         ordered = tuple((name, constants[name]) for name in names[wanted:])
         variant = _Variant(tuple(types), tuple(divisors), ordered, options, tensors[0].get_device())
@@ -320,8 +367,18 @@ class Launch:
         raise NotImplementedError
 
 
+class _Described:
+    """What Triton wants to know of a tensor that it makes a descriptor of."""
+
+    __slots__ = ("base", "shape", "strides")
+    padding: Final = "zero"
+
+    def __init__(self, base: torch.Tensor) -> None:
+        self.base, self.shape, self.strides = base, base.shape, base.stride()
+
+
 class _Interpreted(Launch):
-    __slots__ = ("_constants", "_function", "_grid", "_options", "_scalars")
+    __slots__ = ("_blocks", "_constants", "_function", "_grid", "_options", "_scalars")
 
     def __init__(
         self,
@@ -330,15 +387,25 @@ class _Interpreted(Launch):
         scalars: tuple[int | float, ...],
         constants: dict[str, Any],
         options: Options,
+        blocks: tuple[Sequence[int], ...],
     ) -> None:
         self._function, self._grid, self._scalars = function, grid, scalars
         self._constants = constants
         self._options = options
+        self._blocks = blocks
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         _mend_interpreter()
         if 0 not in self._grid:
-            self._function[self._grid](*tensors, *self._scalars, **self._constants)
+            described = [_described(t, b) for t, b in zip(tensors, self._blocks, strict=False)]
+            given = (*described, *tensors[len(described) :])
+            self._function[self._grid](*given, *self._scalars, **self._constants)
+
+
+def _described(tensor: torch.Tensor, block: Sequence[int]) -> Any:
+    """For the interpreter, Triton's own descriptor, which checks what a GPU would refuse."""
+    module: Any = importlib.import_module("triton.tools.tensor_descriptor")
+    return module.TensorDescriptor.from_tensor(tensor, [*block])
 
 
 @functools.cache
@@ -360,7 +427,8 @@ class _Direct(Launch):
     """Calls the launcher that Triton compiled, with addresses instead of tensors."""
 
     __slots__ = (
-        "_device", "_grid", "_head", "_kernel", "_launcher", "_scalars", "_stream", "_tail", "_twin", "_variant",
+        "_aligned", "_described", "_device", "_grid", "_head", "_kernel", "_launcher", "_scalars", "_stream", "_tail",
+        "_twin", "_variant",
     )  # fmt: skip
 
     def __init__(
@@ -368,6 +436,8 @@ class _Direct(Launch):
     ) -> None:
         self._kernel, self._variant, self._grid = kernel, variant, grid
         self._device = variant.device
+        self._described = kernel.described
+        self._aligned = variant.divisors[kernel.pointers - 1] > 1  # its last tensor is no described one
         self._stream: Callable[[int], int] = torch._C._cuda_getCurrentRawStream
         self._twin: _Direct | None = None
         compiled = kernel.compiled(variant)
@@ -379,10 +449,12 @@ class _Direct(Launch):
         self._launcher, self._head = _launcher(compiled)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
-        pointers = [*map(_data_ptr, tensors)]
-        if functools.reduce(operator.or_, pointers) % _ALIGNMENT and self._variant.divisors[0] > 1:
+        pointers: list[Any] = [*map(_data_ptr, tensors)]
+        if functools.reduce(operator.or_, pointers) % _ALIGNMENT and self._aligned:
             self._unaligned()(*tensors)
             return
+        for place in range(self._described):
+            pointers[place] = _Described(tensors[place])
         device = self._device
         if torch._C._cuda_getDevice() != device:
             with torch.cuda.device(device):

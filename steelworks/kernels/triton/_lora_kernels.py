@@ -151,11 +151,20 @@ def _linear_kernel(
 
 @jit
 def _low_kernel(
-    x: Arg, a: Arg, parts: Arg, m: Arg, k: Arg, r: Arg, x_row: Arg, a_row: Arg,
+    x: Arg, a: Arg, parts: Arg, scaled: Arg, low: Arg, counters: Arg,
+    m: Arg, k: Arg, r: Arg, x_row: Arg, a_row: Arg, scale: Arg,
     BM: constexpr, BK: constexpr, RANK: constexpr, SPLIT: constexpr, TRANSPOSED: constexpr, EVEN: constexpr,
-    PRECISION: constexpr, PDL: constexpr,
+    WHOLE: constexpr, KEEP_LOW: constexpr, PRECISION: constexpr, PDL: constexpr,
 ) -> None:  # fmt: skip
-    """Parts of x A^T, (SPLIT, m, r), float32. Reads early: it comes after PyTorch's product of the same x."""
+    """Parts of x A^T, (SPLIT, m, r), float32.
+
+    WHOLE: the last program of some rows adds the parts up: ``scaled``, scale x A^T, float32, and if it is kept ``low``,
+    x A^T in x's dtype.
+    The kernel after this one then starts when all programs of this one have, and reads x and A early. Otherwise this
+    one reads early, as it comes after PyTorch's product of the same x.
+    """
+    if WHOLE:
+        wait_for_previous(PDL)
     part = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     ranks = tl.arange(0, RANK)
@@ -186,9 +195,28 @@ def _low_kernel(
         acc = _dot(x_tile, a_tile, acc, PRECISION)
         x_at += BK
         a_at += a_step
-    wait_for_previous(PDL)
+    if not WHOLE:
+        wait_for_previous(PDL)
     mask = (rows < m)[:, None] & rank_known[None, :]
-    tl.store(parts + (part * m + rows)[:, None] * r + ranks[None, :], acc, mask=mask)
+    places = rows[:, None].to(tl.int64) * r + ranks[None, :]
+    if not WHOLE or SPLIT > 1:
+        tl.store(parts + part * m.to(tl.int64) * r + places, acc, mask=mask)
+    if WHOLE:
+        last = True
+        if SPLIT > 1:
+            counter = counters + tl.program_id(0)
+            tl.debug_barrier()
+            last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
+            if last:
+                acc = tl.load(parts + places, mask=mask, other=0.0, cache_modifier=".cg")
+                for other in tl.static_range(1, SPLIT):
+                    at = parts + other * m.to(tl.int64) * r + places
+                    acc += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+                tl.store(counter, 0)
+        if last:
+            tl.store(scaled + places, acc * scale, mask=mask)
+            if KEEP_LOW:
+                tl.store(low + places, acc.to(x.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -214,12 +242,12 @@ def _add_kernel(
     out_mask = row_known[:, None] & column_known[None, :]
     before = tl.load(out_at, mask=out_mask, other=0.0)
     wait_for_previous(PDL)
-    low_at = parts + rows[:, None] * r + ranks[None, :]
-    total = tl.load(low_at, mask=low_mask, other=0.0)
+    places = rows[:, None].to(tl.int64) * r + ranks[None, :]
+    total = tl.load(parts + places, mask=low_mask, other=0.0)
     for part in tl.static_range(1, SPLIT):
-        total += tl.load(low_at + part * m * r, mask=low_mask, other=0.0)
+        total += tl.load(parts + part * m.to(tl.int64) * r + places, mask=low_mask, other=0.0)
     if KEEP_LOW and tl.program_id(0) == 0:
-        tl.store(low + rows[:, None] * r + ranks[None, :], total.to(dtype), mask=low_mask)
+        tl.store(low + places, total.to(dtype), mask=low_mask)
     acc = _dot((total * scale).to(dtype), b_tile, tl.zeros((BM, BN), tl.float32), PRECISION)
     tl.store(out_at, (before.to(tl.float32) + acc).to(dtype), mask=out_mask)
 
@@ -328,7 +356,7 @@ def _adapter_grads_kernel(
 
 
 LINEAR = Kernel(_linear_kernel, pointers=10, plain=("m",))
-LOW = Kernel(_low_kernel, pointers=3, plain=("m",))
+LOW = Kernel(_low_kernel, pointers=6, plain=("m",))
 ADD = Kernel(_add_kernel, pointers=4, plain=("m",))
 LOW_MIXED = Kernel(_low_mixed_kernel, pointers=4)
 EXPAND_MIXED = Kernel(_expand_mixed_kernel, pointers=5)

@@ -2,7 +2,8 @@
 
 For large products cuBLAS is at the floor. Ours are for few rows, where the time is that of starting a kernel and of
 reading the weight: they start while the kernel before ends, and have their part of the weight in registers by then.
-For more rows they save the launches, and the memory traffic, of activation and residual.
+For more rows they save the launches, and the memory traffic, of activation and residual; operands then come through
+tensor descriptors where that is possible and the faster way (``tuning.LINEAR``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from steelworks.errors import InvalidInputError
 from steelworks.kernels.lora_operands import rows_dense
 
 from . import tuning
-from ._launch import Launch, Options, Plans, cdiv, interpreted, power_of_two, supports_pdl
+from ._described_kernels import LAYER
+from ._launch import (
+    Launch,
+    Options,
+    Plans,
+    cdiv,
+    describable,
+    interpreted,
+    power_of_two,
+    supports_descriptors,
+    supports_pdl,
+)
 from ._linear_kernels import THIN, TILED
 from ._settled import settled
 
@@ -34,7 +46,15 @@ class Layer:
     bias: torch.Tensor | None
 
 
-_plans: Plans[Launch] = Plans()
+@dataclass(frozen=True)
+class _Bound:
+    """A launch; a ``described`` one is for one layer and takes only its tensors."""
+
+    launch: Launch
+    described: bool = False
+
+
+_plans: Plans[_Bound] = Plans()
 
 
 def linear(
@@ -100,11 +120,11 @@ def _run(
     early = supports_pdl(x.get_device()) and settled(*(t for s in layers for t in (s.weight, s.bias)))
     key = (
         x.shape, x.stride(), x.dtype, x.device, activation, early, tile,
-        None if residual is None else (residual.shape, residual.dtype),
+        None if residual is None else (residual.shape, residual.dtype), _aligned(x, layers),
         *((s.weight.shape, s.weight.stride(), s.weight.dtype, _shape(s.bias)) for s in layers),
     )  # fmt: skip
-    launch = _plans.get(key)
-    if launch is None:
+    bound = _plans.get(key)
+    if bound is None:
         _check(x, layers, activation, residual)
     outs = [x.new_empty((*x.shape[:-1], s.weight.shape[0])) for s in layers]
     k = x.shape[-1]
@@ -116,15 +136,23 @@ def _run(
     biases = [out if s.bias is None else s.bias.contiguous() for s, out in zip(layers, outs, strict=True)]
     beside = outs[0] if residual is None else residual.contiguous()
     given = (rows, *_three(weights), *_three(biases), beside, *_three(outs))
-    if launch is None:
-        launch = _plans.keep(
-            key,
-            _bind(
-                given, len(layers), layers[0].bias is not None, residual is not None, activation, early, tile
-            ),
-        )
-    launch(*given)
+    if bound is None:
+        has_bias = layers[0].bias is not None
+        made = _bind(given, len(layers), has_bias, residual is not None, activation, early, tile)
+        bound = _plans.keep(key, made)
+    if bound.described:
+        bound.launch(rows, weights[0], biases[0], beside, outs[0])
+    else:
+        bound.launch(*given)
     return outs
+
+
+def _aligned(x: torch.Tensor, layers: tuple[Layer, ...]) -> bool:
+    """Whether x and the weights begin where a descriptor may begin."""
+    begin = x.data_ptr()
+    for layer in layers:
+        begin |= layer.weight.data_ptr()
+    return begin % 16 == 0
 
 
 def _three(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -143,37 +171,42 @@ def _bind(
     activation: str | None,
     early: bool,
     tile: tuning.LinearTile | tuning.ThinTile | None,
-) -> Launch:
+) -> _Bound:
     x, *weights = given[:4]
     m, k = x.shape
     sizes = [w.shape[0] for w in weights]
     widest = max(sizes[:count])
     if tile is None:
-        tile = tuning.pick(tuning.LINEAR, rows=m, columns=sum(sizes[:count]), terms=k)
+        possible = count == 1 and supports_descriptors(x.get_device()) and all(map(describable, given[:2]))
+        tile = tuning.pick(
+            tuning.LINEAR, rows=m, columns=sum(sizes[:count]), terms=k, described=int(possible)
+        )
     pdl = supports_pdl(x.get_device())
-    constants = {
-        "COUNT": count, "BM": tile.rows, "BN": tile.columns, "HAS_BIAS": has_bias, "HAS_RESIDUAL": has_residual,
-        "ACTIVATION": activation or "", "EARLY": early, "WIDE": interpreted(), "PDL": pdl,
-    }  # fmt: skip
-    scalars = (m, *sizes, k, x.stride(0), *(w.stride(0) for w in weights))
     options = Options(num_warps=tile.warps, num_stages=tile.stages, pdl=pdl)
+    constants: dict[str, object] = {
+        "BM": tile.rows, "BN": tile.columns, "HAS_BIAS": has_bias, "HAS_RESIDUAL": has_residual,
+        "ACTIVATION": activation or "", "WIDE": interpreted(), "PDL": pdl,
+    }  # fmt: skip
+    if isinstance(tile, tuning.LinearTile) and tile.described:
+        launch = LAYER.bind(
+            (x, weights[0], given[4], given[7], given[8]),
+            scalars=(m, sizes[0], k),
+            constants=constants | {"BK": tile.depth, "GROUP": 8},
+            grid=(cdiv(m, tile.rows) * cdiv(widest, tile.columns),),
+            options=options,
+            blocks=((tile.rows, tile.depth), (tile.columns, tile.depth)),
+        )
+        return _Bound(launch, described=True)
+    constants |= {"COUNT": count, "EARLY": early}
+    scalars = (m, *sizes, k, x.stride(0), *(w.stride(0) for w in weights))
     if isinstance(tile, tuning.ThinTile):
         depth = max(_DEPTH_LEAST, power_of_two(cdiv(k, tile.steps)))
         grid = (cdiv(widest, tile.columns), count, cdiv(m, tile.rows))
-        return THIN.bind(
-            given,
-            scalars=scalars,
-            constants=constants | {"BK": depth, "STEPS": cdiv(k, depth)},
-            grid=grid,
-            options=options,
-        )
-    return TILED.bind(
-        given,
-        scalars=scalars,
-        constants=constants | {"BK": tile.depth, "GROUP": 8, "EVEN": k % tile.depth == 0},
-        grid=(cdiv(m, tile.rows) * cdiv(widest, tile.columns), count),
-        options=options,
-    )
+        constants |= {"BK": depth, "STEPS": cdiv(k, depth)}
+        return _Bound(THIN.bind(given, scalars=scalars, constants=constants, grid=grid, options=options))
+    constants |= {"BK": tile.depth, "GROUP": 8, "EVEN": k % tile.depth == 0}
+    grid = (cdiv(m, tile.rows) * cdiv(widest, tile.columns), count, 1)
+    return _Bound(TILED.bind(given, scalars=scalars, constants=constants, grid=grid, options=options))
 
 
 def _composed(

@@ -10,80 +10,23 @@ import torch
 from steelworks.kernels.lora_operands import check_adapters, check_operands, check_rank, rows_dense
 
 from . import _counters
-from ._launch import Launch, Options, Plans, cdiv, interpreted, power_of_two, processors, supports_pdl
+from ._described_kernels import ADAPTED
+from ._launch import (
+    Launch,
+    Options,
+    Plans,
+    cdiv,
+    describable,
+    interpreted,
+    power_of_two,
+    processors,
+    supports_descriptors,
+    supports_pdl,
+)
 from ._lora_kernels import ADAPTER_GRADS, ADD, EXPAND_MIXED, LINEAR, LOW, LOW_MIXED
+from ._lora_tiles import BESIDE, Described, Tile, pick_beside, pick_described, pick_tile
 
 _DOT_LEAST: Final = 16  # least depth of a matrix product in Triton
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How the linear kernel cuts its work.
-
-    Attributes:
-        rows: Rows of x in a tile.
-        columns: Columns of the result in a tile.
-        depth: Columns of x in a step.
-        warps: Warps of a program.
-        stages: Steps whose loads are under way.
-        most_parts: The sum over k is cut in at most so many parts, if that fills the GPU.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int = 4
-    stages: int = 4
-    most_parts: int = 1
-
-
-@dataclass(frozen=True)
-class Beside:
-    """How the two launches after PyTorch's product cut their work.
-
-    Attributes:
-        low_rows: Rows of x in a program of the first.
-        parts: Parts of its sum over k.
-        rows: Rows of a tile of the second.
-        columns: Columns of such a tile.
-        warps: Warps of a program of the second.
-    """
-
-    low_rows: int
-    parts: int
-    rows: int
-    columns: int
-    warps: int
-
-
-def pick_beside(m: int, n: int, k: int, r: int) -> Beside:
-    """The cut for a problem: 512x4096x4096 takes 31.4 us (r = 16) and 33.6 us (r = 64); linear alone 24.5 us."""
-    if m <= 1024:
-        return Beside(16, 4 if r > 16 else 8, 64, 128, 4)
-    return Beside(32, 4, 64, 256, 8)
-
-
-#: PyTorch's matrix product, and the adapter in two small launches after it.
-BESIDE: Final = Tile(0, 0, 0)
-
-
-def pick_tile(m: int, n: int, k: int, r: int, mixed: bool, training: bool = False) -> Tile:
-    """The tile for a problem. Figures: bf16 on an H200, time in a graph, against PyTorch's linear alone."""
-    large = k * n >= 2**22  # reads of W decide
-    if m <= 16:
-        # 4096x4096, m = 1: 12.2 us (r = 16), 13.1 us (r = 64); linear 13.2 us.
-        # 512x512, m = 1: 2.9 us and 3.3 us; linear 3.1 us.
-        return Tile(16, 128, 64, stages=5, most_parts=8) if large else Tile(16, 32, 128)
-    if m <= 64:
-        # 4096x4096, m = 64: 13.6 us and 14.3 us; linear 12.3 us. 512x512: 2.8 us and 3.3 us; linear 3.0 us.
-        return Tile(64, 64, 128, most_parts=8) if large else Tile(16, 32, 128)
-    if mixed:
-        return Tile(64, 64, 64) if m * n <= 132 * 64 * 64 else Tile(128, 128, 64)
-    if m * n <= 132 * 64 * 64:
-        # 512x512x512: 3.5 us (r = 16), 4.2 us (r = 64); linear 3.4 us.
-        # A training step of 512x1024x1024 takes 16.7 us with tiles of 64x64, 26.2 us with 64x32.
-        return Tile(64, 32, 128) if r <= 32 and not training else Tile(64, 64, 64)
-    return BESIDE  # 512x4096x4096, r = 16: 31.4 us, our own tiles 36 us; linear 24.5 us
 
 
 @dataclass(frozen=True)
@@ -94,6 +37,7 @@ class _Plan:
         first: Before the last launch.
         second: Likewise.
         main: The last launch.
+        whole: x A^T comes whole from the first launch, and the last does the rest; otherwise PyTorch multiplies.
         low: Elements of the low-rank product, or of its parts.
         partial: Elements of the parts of sums, or of delta.
         counters: How many counters.
@@ -102,6 +46,7 @@ class _Plan:
     first: Launch | None
     second: Launch | None
     main: Launch
+    whole: bool = False
     low: int = 0
     partial: int = 0
     counters: int = 0
@@ -122,8 +67,9 @@ def lora_linear(
     """``x W^T + bias + scale (x A^T) B^T``: a linear layer and its low-rank adapter; differentiable.
 
     Sums are in float32. ``x A^T`` is rounded to the dtype once before it meets B, as in PyTorch's composition; the
-    result is rounded once. Few rows, and small layers, take one launch. For large ones PyTorch multiplies by W and
-    rounds, and two small launches add the rest.
+    result is rounded once. Few rows, and small layers, take one launch. For large ones a small launch makes x A^T
+    while the next one, which does the rest, multiplies by W already. Where its tiles would leave multiprocessors
+    without work, or operands do not suit it, PyTorch multiplies by W and rounds, and two small launches add the rest.
 
     Args:
         x: ``(..., k)``; float32, float16 or bfloat16.
@@ -312,11 +258,12 @@ def _forward(
     scale: float,
     bias: torch.Tensor | None,
     keep_low: bool,
-    tile: Tile | None = None,
+    tile: Tile | Described | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     key = (
         x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, a.shape, a.dtype,
         b.shape, b.dtype, bias if bias is None else (bias.shape, bias.dtype), scale, keep_low, tile,
+        _aligned(x, weight),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -332,10 +279,12 @@ def _forward(
         plan = _plans.keep(
             key, _make(rows, weight, a, b, scale, keep_low, has_bias=bias is not None, tile=tile)
         )
-    if plan.first is not None:
+    if plan.first is not None and not plan.whole:
         out = torch.nn.functional.linear(x, weight, bias)
         return out, _add(plan, rows, a, b, out, (m, r) if keep_low else None)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
+    if plan.whole:
+        return out, _run_described(plan, rows, weight, a, b, bias, out, r, keep_low)
     low = torch.empty((m, r), dtype=x.dtype, device=x.device) if keep_low else out
     partial, counters = _scratch(plan, x)
     added = out if bias is None else bias.contiguous()
@@ -348,14 +297,16 @@ def _grad_x(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """grad W + scale (grad B) A, and grad B. The kernels of forward, with W, A and B transposed."""
     m, n, k, r = grad.shape[0], *weight.shape, a.shape[0]
-    key = ("x", m, n, k, r, weight.stride(0), grad.dtype, grad.device, scale)
+    key = ("x", m, n, k, r, weight.stride(0), grad.dtype, grad.device, scale, _aligned(grad, weight))
     plan = _plans.get(key)
     if plan is None:
         plan = _plans.keep(key, _make(grad, weight, b, a, scale, True, has_bias=False, transposed=True))
-    if plan.first is not None:
+    if plan.first is not None and not plan.whole:
         out = torch.mm(grad, weight)
         return out, _add(plan, grad, b, a, out, (m, r))
     out = torch.empty((m, k), dtype=grad.dtype, device=grad.device)
+    if plan.whole:
+        return out, _run_described(plan, grad, weight, b, a, None, out, r, True)
     low = torch.empty((m, r), dtype=grad.dtype, device=grad.device)
     partial, counters = _scratch(plan, grad)
     plan.main(grad, weight, out, b, a, low, partial, out, partial, counters)
@@ -374,9 +325,35 @@ def _add(
     parts = torch.empty(plan.low, dtype=torch.float32, device=x.device)
     low = out if keep is None else torch.empty(keep, dtype=x.dtype, device=x.device)
     assert plan.first is not None
-    plan.first(x, a, parts)
+    plan.first(x, a, parts, parts, low, _nothing(x.device)[1])
     plan.main(parts, b, low, out)
     return low
+
+
+def _run_described(
+    plan: _Plan,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    r: int,
+    keep_low: bool,
+) -> torch.Tensor:
+    """Both launches; returns x A^T, or anything if it is not kept."""
+    parts, counters = _scratch(plan, x)
+    scaled = torch.empty((x.shape[0], r), dtype=torch.float32, device=x.device)
+    low = torch.empty_like(scaled, dtype=x.dtype) if keep_low else out
+    assert plan.first is not None
+    plan.first(x, a, parts, scaled, low, counters)
+    plan.main(x, weight, out if bias is None else bias.contiguous(), scaled, b, out)
+    return low
+
+
+def _aligned(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether both begin where a descriptor may begin."""
+    return (x.data_ptr() | weight.data_ptr()) % 16 == 0
 
 
 def _make(
@@ -389,11 +366,15 @@ def _make(
     *,
     has_bias: bool,
     transposed: bool = False,
-    tile: Tile | None = None,
+    tile: Tile | Described | None = None,
 ) -> _Plan:
     m, k = x.shape
     n, r = (weight.shape[1], a.shape[1]) if transposed else (weight.shape[0], a.shape[0])
     tile = tile or pick_tile(m, n, k, r, mixed=False, training=keep_low)
+    if tile == BESIDE:
+        tile = _described(x, weight, m, n, r) or BESIDE
+    if isinstance(tile, Described):
+        return _make_described(x, weight, a, b, n, r, scale, keep_low, has_bias, transposed, tile)
     if tile == BESIDE:
         return _make_beside(x, a, b, n, r, scale, keep_low, transposed)
     pdl = supports_pdl(x.get_device())
@@ -413,6 +394,87 @@ def _make(
     return _Plan(None, None, main, partial=needed, counters=tiles if split > 1 else 0)
 
 
+def _described(x: torch.Tensor, weight: torch.Tensor, m: int, n: int, r: int) -> Described | None:
+    """How descriptors serve a problem, or None where they can't or don't."""
+    index = x.get_device()
+    if (
+        x.element_size() != 2
+        or not supports_descriptors(index)
+        or not (describable(x) and describable(weight))
+    ):
+        return None
+    return pick_described(m, n, r, processors(index))
+
+
+def _make_described(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    n: int,
+    r: int,
+    scale: float,
+    keep_low: bool,
+    has_bias: bool,
+    transposed: bool,
+    tile: Described,
+) -> _Plan:
+    m, k = x.shape
+    pdl = supports_pdl(x.get_device())
+    rank = max(_DOT_LEAST, power_of_two(r))
+    split = _low_parts(tile.parts, k)
+    float32, counters = _nothing(x.device)
+    first = LOW.bind(
+        (x, a, float32, float32, x, counters),
+        scalars=(m, k, r, x.stride(0), a.stride(0), scale),
+        constants=_low_constants(x, tile.low_rows, rank, split, transposed)
+        | {"WHOLE": True, "KEEP_LOW": keep_low},
+        grid=(cdiv(m, tile.low_rows), split),
+        options=Options(num_warps=4, num_stages=4, pdl=pdl),
+    )
+    block = (tile.depth, tile.columns) if transposed else (tile.columns, tile.depth)
+    main = ADAPTED.bind(
+        (x, weight, x, float32, b, x),
+        scalars=(m, n, k, r, b.stride(0)),
+        constants={
+            "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": 8, "RANK": rank,
+            "TRANSPOSED": transposed, "HAS_BIAS": has_bias,
+            "WIDE": interpreted() and x.dtype == torch.bfloat16, "PDL": pdl,
+        },
+        grid=(cdiv(m, tile.rows) * cdiv(n, tile.columns),),
+        options=Options(num_warps=tile.warps, num_stages=tile.stages, pdl=pdl),
+        blocks=((tile.rows, tile.depth), block),
+    )  # fmt: skip
+    return _Plan(
+        first, None, main, whole=True,
+        partial=split * m * r if split > 1 else 0, counters=cdiv(m, tile.low_rows) if split > 1 else 0,
+    )  # fmt: skip
+
+
+_LOW_DEPTH: Final = 128  # columns of x in a step of the small launch
+
+
+def _low_parts(most: int, k: int) -> int:
+    """In how many parts the sum over k of x A^T is cut: four steps or more in each."""
+    split = 1
+    while split < most and k >= 4 * split * _LOW_DEPTH:
+        split *= 2
+    return split
+
+
+def _low_constants(x: torch.Tensor, rows: int, rank: int, split: int, transposed: bool) -> dict[str, Any]:
+    return {
+        "BM": rows,
+        "BK": _LOW_DEPTH,
+        "RANK": rank,
+        "SPLIT": split,
+        "TRANSPOSED": transposed,
+        "EVEN": x.shape[1] % (_LOW_DEPTH * split) == 0,
+        "PRECISION": _precision(x.dtype),
+        "PDL": supports_pdl(x.get_device()),
+    }
+
+
 def _make_beside(
     x: torch.Tensor,
     a: torch.Tensor,
@@ -427,21 +489,16 @@ def _make_beside(
     pdl = supports_pdl(x.get_device())
     rank = max(_DOT_LEAST, power_of_two(r))
     beside = pick_beside(m, n, k, r)
-    rows, depth, columns = beside.low_rows, 128, beside.columns
-    split = 1
-    while split < beside.parts and k >= 4 * split * depth:
-        split *= 2
-    float32 = _nothing(x.device)[0]
+    rows, columns = beside.low_rows, beside.columns
+    split = _low_parts(beside.parts, k)
+    float32, counters = _nothing(x.device)
     first = LOW.bind(
-        (x, a, float32),
-        scalars=(m, k, r, x.stride(0), a.stride(0)),
-        constants={
-            "BM": rows, "BK": depth, "RANK": rank, "SPLIT": split, "TRANSPOSED": transposed,
-            "EVEN": k % (depth * split) == 0, "PRECISION": _precision(x.dtype), "PDL": pdl,
-        },
+        (x, a, float32, float32, x, counters),
+        scalars=(m, k, r, x.stride(0), a.stride(0), scale),
+        constants=_low_constants(x, rows, rank, split, transposed) | {"WHOLE": False, "KEEP_LOW": False},
         grid=(cdiv(m, rows), split),
         options=Options(num_warps=4, num_stages=4, pdl=pdl),
-    )  # fmt: skip
+    )
     main = ADD.bind(
         (float32, b, x, x),
         scalars=(m, n, r, b.stride(0), scale),
@@ -499,7 +556,7 @@ def _make_mixed(
         options=Options(num_warps=tile.warps, num_stages=tile.stages, pdl=pdl),
     )
     needed = tiles * tile.rows * tile.columns * split if split > 1 else 0
-    return _Plan(first, second, main, m * r, needed, tiles if split > 1 else 0)
+    return _Plan(first, second, main, low=m * r, partial=needed, counters=tiles if split > 1 else 0)
 
 
 def _make_grads(

@@ -202,17 +202,21 @@ class ThinTile:
 
 @dataclass(frozen=True)
 class LinearTile:
-    """How a linear layer is cut: sides of a tile, terms of a step, warps, steps whose loads are under way."""
+    """How a linear layer is cut: sides of a tile, terms of a step, warps, steps whose loads are under way.
+
+    With ``described`` x and the weight, a single one, are read through tensor descriptors.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    described: bool = False
 
 
-#: rows: of x; columns: of all layers of a launch; terms: of a sum. Float16; in brackets the time of cuBLAS (of three
-#: calls where there are three layers), without what comes after.
+#: rows: of x; columns: of all layers of a launch; terms: of a sum; described: 1 where descriptors serve. Float16; in
+#: brackets the time of cuBLAS (of three calls where there are three layers), without what comes after.
 LINEAR: Final[tuple[Row[ThinTile | LinearTile], ...]] = (
     Row(
         ThinTile(16, 32, 1, 4),
@@ -241,14 +245,58 @@ LINEAR: Final[tuple[Row[ThinTile | LinearTile], ...]] = (
         {"rows": (None, 128)},
     ),
     Row(
-        LinearTile(64, 64, 64, 4, 3),
-        "512x384x384 three times: 3.9 us (10.0); 512x1536x384 with gelu: 4.6 us (4.2)",
-        {"rows": (None, 1024)},
+        LinearTile(64, 32, 128, 4, 4, described=True),
+        "512x384x1536 with a residual: 4.6 us (4.9)",
+        {"rows": (None, 1024), "columns": (None, 512), "terms": (768, None), "described": (1, 1)},
     ),
     Row(
-        LinearTile(64, 128, 64, 4, 4), "4096x384x384 with a residual: 5.3 us (5.9)", {"columns": (None, 512)}
+        LinearTile(64, 64, 64, 4, 3),
+        "512x384x384 three times: 3.9 us (10.0); 512x1536x384 with gelu: 4.6 us (4.2)",
+        {"rows": (None, 1024), "terms": (None, 512)},
     ),
-    Row(LinearTile(64, 64, 64, 4, 2), "4096x384x384 three times: 15.7 us (17.4)"),
+    Row(
+        LinearTile(64, 64, 128, 4, 4, described=True),
+        "512x768x3072 with a residual: 8.9 us (7.9); 512x768x768 with a residual: 4.2 us (4.2)",
+        {"rows": (None, 1024), "columns": (None, 1024), "described": (1, 1)},
+    ),
+    Row(
+        LinearTile(64, 64, 64, 4, 4, described=True),
+        "512x3072x768 with gelu: 8.6 us (6.6)",
+        {"rows": (None, 1024), "terms": (None, 1024), "described": (1, 1)},
+    ),
+    Row(
+        LinearTile(128, 128, 64, 8, 5, described=True),
+        "512x4096x4096: 26.1 us (24.6)",
+        {"rows": (None, 1024), "described": (1, 1)},
+    ),
+    Row(LinearTile(64, 64, 64, 4, 3), "what no descriptor takes", {"rows": (None, 1024)}),
+    Row(
+        LinearTile(64, 128, 64, 4, 4),
+        "4096x384x384 with a residual: 5.4 us (5.6)",
+        {"columns": (None, 512), "terms": (None, 512)},
+    ),
+    Row(
+        LinearTile(128, 128, 64, 8, 4, described=True),
+        "4096x384x1536 with a residual: 11.5 us (9.6)",
+        {"columns": (None, 512), "described": (1, 1)},
+    ),
+    Row(LinearTile(64, 128, 64, 4, 4), "what no descriptor takes", {"columns": (None, 512)}),
+    Row(
+        LinearTile(64, 128, 64, 4, 3, described=True),
+        "4096x768x768 with a residual: 10.9 us (10.1); 4096x768x3072: 33.2 us (28.0)",
+        {"columns": (None, 1152), "described": (1, 1)},
+    ),
+    Row(
+        LinearTile(128, 128, 64, 8, 3, described=True),
+        "4096x1536x384 with gelu: 18.8 us (11.4); 4096x3072x768 with gelu: 47.5 us (32.9)",
+        {"terms": (None, 2047), "described": (1, 1)},
+    ),
+    Row(
+        LinearTile(128, 256, 64, 8, 3, described=True),
+        "2048x4096x4096 with gelu: 104.8 us (90.8)",
+        {"described": (1, 1)},
+    ),
+    Row(LinearTile(64, 64, 64, 4, 2), "what no descriptor takes"),
 )
 
 
