@@ -80,6 +80,11 @@ def run(case: Case, bandwidth: float | None) -> dict[str, Any]:
                 record["host_us"][name] = host_time(calls[0], calls=60)
         except Exception as error:
             record.setdefault("failed", {})[name] = short_error(error)
+    for name, measure in case.chains.items():
+        try:
+            times[name] = measure()
+        except Exception as error:
+            record.setdefault("failed", {})[name] = short_error(error)
     record["device_us"] = times
     record["largest_error"] = errors
     medians = {name: spread.median for name, spread in times.items()}

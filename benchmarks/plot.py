@@ -1,8 +1,14 @@
-"""Draws the results: ``python -m benchmarks.plot`` reads benchmarks/results/*.json, writes docs/img/*.png."""
+"""Draws the results: ``python -m benchmarks.plot [RESULTS ...] [--out DIR]``, PNG files into docs/images.
+
+    python -m benchmarks.plot benchmarks/results/ops_h200.json
+
+Without a file it draws all of benchmarks/results that have a drawing. A picture is named by its file and what it shows.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -10,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks import _plot_ops
 from benchmarks._common import PROJECT
 
 OURS, PEER, ORACLE = "#1f6f8b", "#b8b8b8", "#d98c3f"
@@ -23,10 +31,10 @@ Figure = Any
 def cpu_peers(record: dict[str, Any]) -> dict[str, Figure]:
     """Throughput and p99 of all systems, one panel for each number of callers."""
     return {
-        "cpu_peers_throughput": _panels(
+        "throughput": _panels(
             record, "throughput_rps", "requests a second (bar: median, line: min to max)", oracle_line=True
         ),
-        "cpu_peers_p99": _panels(record, "p99_ms", "p99 latency, ms (bar: median, line: min to max)"),
+        "p99": _panels(record, "p99_ms", "p99 latency, ms (bar: median, line: min to max)"),
     }
 
 
@@ -76,7 +84,7 @@ def latency(record: dict[str, Any]) -> dict[str, Figure]:
         axis.margins(x=0.15)
         axis.set_title({"noop": "model that does nothing", "minilm": "all-MiniLM-L6-v2"}.get(model, model))
         axis.set_xlabel("added to one call, us (median)", fontsize=9)
-    return {"latency": figure}
+    return {"added": figure}
 
 
 def soak(record: dict[str, Any]) -> dict[str, Figure]:
@@ -102,30 +110,59 @@ def soak(record: dict[str, Any]) -> dict[str, Figure]:
 DRAW: dict[str, Callable[[dict[str, Any]], dict[str, Figure]]] = {
     "cpu_peers": cpu_peers,
     "latency": latency,
+    "ops": _plot_ops.draw,
     "soak": soak,
 }
 
 
+def kind(record: dict[str, Any]) -> str | None:
+    """Which benchmark a record is of; None if no drawing is known for it."""
+    name = "ops" if "cases" in record else record.get("benchmark")
+    return name if name in DRAW else None
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Writes a PNG of few colours, a third of the size that it has with all of them."""
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    with Image.open(buffer) as picture:
+        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw every result that has a drawing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Draw every result that has a drawing; 1 if one that was named has none or can't be drawn."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="*", type=Path, help="JSON files (benchmarks/results/*.json)")
-    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "img", help="folder of the pictures")
+    parser.add_argument(
+        "--out", type=Path, default=PROJECT / "docs" / "images", help="folder of the pictures"
+    )
     arguments = parser.parse_args(argv)
     files = arguments.results or sorted((PROJECT / "benchmarks" / "results").glob("*.json"))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    failed = False
     for file in files:
         record = json.loads(file.read_text())
-        draw = DRAW.get(record.get("benchmark", ""))
-        if draw is None:
+        which = kind(record)
+        if which is None:
+            print(f"{file}: no drawing is known for it", file=sys.stderr)
+            failed = failed or bool(arguments.results)
             continue
-        for name, figure in draw(record).items():
-            figure.tight_layout()
-            target = arguments.out / f"{name}.png"
-            figure.savefig(target, dpi=130, metadata={"Software": None})
+        try:
+            figures = DRAW[which](record)
+        except ValueError as problem:
+            print(f"{file}: {problem}", file=sys.stderr)
+            failed = True
+            continue
+        for name, figure in figures.items():
+            target = arguments.out / f"{file.stem}_{name}.png"
+            save(figure, target)
             plt.close(figure)
             print(f"{file.name}: {target.name}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

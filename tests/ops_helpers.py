@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from steelworks import paths
+from steelworks.ops import _examples
 
 FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16)
 #: Half the distance between neighbours at 1.
@@ -97,3 +98,10 @@ def both(run: Callable[[], Any], op: str) -> Iterator[tuple[str, Any]]:
             result = run()
         assert counted.of(op, path) > 0, f"{op} did not take the {path} path: {counted.counts}"
         yield path, result
+
+
+def shrink_examples(set_item: Callable[[Any, str, Any], None]) -> None:
+    """Makes the calls that ``tune`` measures small, with no size above 16; equal ones of an operation are left out."""
+    for name, calls in list(_examples.CALLS.items()):
+        small = [_examples.Call(tuple(min(size, 16) for size in call.sizes), call.variant) for call in calls]
+        set_item(_examples.CALLS, name, tuple(dict.fromkeys(small)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from benchmarks._common import Spread
 
 #: L2 of the largest GPU this runs on, in bytes: inputs are rotated until together they exceed it four times.
 L2_BYTES = 60 * 2**20
@@ -53,6 +55,7 @@ class Case:
         check: The largest error of each implementation against this reference, if given.
         rotate: Whether inputs are rotated so that they exceed the L2 cache.
         host: Whether the host time of each call is measured too.
+        chains: What can't be captured in a graph: by name, measures itself (``_mlx``).
     """
 
     op: str
@@ -65,6 +68,7 @@ class Case:
     check: Callable[[Any], torch.Tensor] | None = None
     rotate: bool = True
     host: bool = False
+    chains: Mapping[str, Callable[[], Spread]] = field(default_factory=dict)
 
     def rotated(self) -> list[Any]:
         """Sets of inputs for the calls of a graph: one, or enough to exceed the L2 cache four times."""

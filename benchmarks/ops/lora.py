@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from benchmarks.ops import _mlx
 from benchmarks.ops._cases import Case, Goal, Make, compiled
 from steelworks.kernels import reference
 from steelworks.kernels.triton import lora
@@ -58,6 +59,7 @@ def single(m: int, d: int, r: int) -> Case:
         check=lambda inputs: reference.lora_linear(*inputs, 2.0),
         rotate=d == 4096,
         host=(m, d, r) == (64, 4096, 16),
+        chains=_mlx.lora(m, d, r, 100) if r != 64 else {},
     )
 
 

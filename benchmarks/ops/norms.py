@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.ops import _mlx
 from benchmarks.ops._cases import Case, Make, compiled, random
-from benchmarks.ops.softmax import LARGE, SMALL, SMALL_GOALS, bandwidth_goals, liger
+from benchmarks.ops.softmax import LARGE, SMALL, SMALL_GOALS, bandwidth_goals, liger, quack
 from steelworks.kernels.triton import norms
 
 EPS = 1e-5
@@ -53,6 +54,15 @@ def cases() -> Iterator[Case]:
         peers["layer_norm", False] = lambda i: lambda: layer.apply(i[0], i[2], i[3], EPS)
     if fused is not None:
         peers["rms_norm", True] = lambda i: lambda: fused.apply(i[0], i[1], i[2], EPS)
+    others: dict[tuple[str, bool], Make] = {}
+    quack_rms, quack_layer = quack("rmsnorm", "rmsnorm"), quack("rmsnorm", "layernorm_fwd")
+    if quack_rms is not None:
+        others["rms_norm", False] = lambda i: lambda: quack_rms(i[0], i[2], eps=EPS)
+        others["rms_norm", True] = lambda i: (
+            lambda: quack_rms(i[0], i[2], residual=i[1], eps=EPS, prenorm=True)
+        )
+    if quack_layer is not None:
+        others["layer_norm", False] = lambda i: _quack_layer(quack_layer, i)
     for op, composed in (("rms_norm", _rms), ("layer_norm", _layer)):
         fast = compiled(composed)
         for residual in (False, True):
@@ -63,8 +73,15 @@ def cases() -> Iterator[Case]:
             }
             if (op, residual) in peers:
                 implementations["liger"] = peers[op, residual]
+            if (op, residual) in others:
+                implementations["quack"] = others[op, residual]
             for shape in (*LARGE, *SMALL):
                 yield _case(op, shape, residual, implementations)
+
+
+def _quack_layer(function: Callable[..., Any], i: Tensors) -> Callable[[], Any]:
+    weight, bias = i[2].float(), i[3].float()  # it takes no others
+    return lambda: function(i[0], weight, bias, EPS)
 
 
 def _steel(op: str, residual: bool) -> Make:
@@ -99,4 +116,5 @@ def _case(op: str, shape: tuple[int, int], residual: bool, implementations: dict
         check=check,
         rotate=large,
         host=shape == (32, 1024),
+        chains=_mlx.norm(op, *shape, residual, 24 if large else 200),
     )

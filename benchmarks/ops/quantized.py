@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
 
+from benchmarks.ops import _mlx
 from benchmarks.ops._cases import Case, Goal, Make
 from benchmarks.ops.lora import drawn, spread
 from steelworks.kernels import reference
@@ -23,12 +24,25 @@ def quantized_weight(weight: torch.Tensor, bits: int, group: int) -> quantized.Q
     return quantized.quantize_int4(weight, group) if bits == 4 else quantized.quantize_int8(weight)
 
 
+def tinygemm(x: torch.Tensor, weight: quantized.QuantizedWeight, group: int) -> Callable[[], torch.Tensor]:
+    """PyTorch's own kernel for 4-bit weights, which torchao takes, with the same numbers."""
+    packed = weight.packed  # two columns an octet, the first in the low bits; there it is in the high ones
+    swapped = (packed << 4) | (packed >> 4)
+    tiled = torch._convert_weight_to_int4pack(swapped.contiguous(), 8)
+    scales = weight.scales.to(torch.bfloat16)
+    shifts = (scales.float() * (8 - weight.zeros.float())).to(torch.bfloat16)
+    both = torch.stack((scales, shifts), dim=-1).transpose(0, 1).contiguous()
+    return lambda: torch._weight_int4pack_mm(x, tiled, group, both)
+
+
 def case(m: int, bits: int, group: int) -> Case:
     """One number of rows and one format."""
     implementations: dict[str, Make] = {
         "steel": spread(lambda x, w, q: lambda: quantized.quantized_linear(x, q)),
         "bf16 linear": spread(lambda x, w, q: lambda: functional.linear(x, w)),
     }
+    if bits == 4:
+        implementations["tinygemm"] = spread(lambda x, w, q: tinygemm(x, q, group))
     goals = (Goal("bf16's time / ours", lambda us: us["bf16 linear"] / us["steel"], 2.5, 3.5),)
 
     def inputs() -> tuple[torch.Tensor, torch.Tensor, quantized.QuantizedWeight]:
@@ -49,6 +63,7 @@ def case(m: int, bits: int, group: int) -> Case:
         check=check,
         rotate=True,
         host=m == 1,
+        chains=_mlx.int4(m, SIZE, group, 100) if bits == 4 else {},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ops import _mlx
 from benchmarks.ops._cases import Case, Goal, Make, compiled, random
 from steelworks.kernels.triton import softmax
 
@@ -35,10 +36,20 @@ def liger(path: str, name: str) -> Any:
         return None
 
 
+def quack(path: str, name: str) -> Any:
+    """Something of quack, or None where it, or what it needs, is not installed."""
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(f"quack.{path}"), name)
+    except (ImportError, AttributeError, OSError):
+        return None
+
+
 def cases() -> Iterator[Case]:
     """Rows of 4096 and of 1024 elements in bfloat16."""
     fast = compiled(lambda x: torch.softmax(x, -1))
-    peer = liger("softmax", "LigerSoftmaxFunction")
+    peer, other = liger("softmax", "LigerSoftmaxFunction"), quack("softmax", "softmax")
     implementations: dict[str, Make] = {
         "steel": lambda x: lambda: softmax.softmax(x),
         "torch": lambda x: lambda: torch.softmax(x, -1),
@@ -46,6 +57,8 @@ def cases() -> Iterator[Case]:
     }
     if peer is not None:
         implementations["liger"] = lambda x: lambda: peer.apply(x)
+    if other is not None:
+        implementations["quack"] = lambda x: lambda: other(x)
     for shape in (*LARGE, *SMALL):
         large = shape in LARGE
         yield Case(
@@ -58,5 +71,6 @@ def cases() -> Iterator[Case]:
             goals=bandwidth_goals() if large else SMALL_GOALS,
             check=lambda x: torch.softmax(x.double(), -1),
             rotate=large,
+            chains=_mlx.softmax(*shape, 24 if large else 200),
             host=shape == (32, 1024),
         )

@@ -24,12 +24,21 @@ _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 @with_clear_errors
 def tune(
     device: Annotated[str, typer.Option(help="cuda, mps or auto (the GPU that is here).")] = "auto",
-    op: Annotated[
+    only: Annotated[
         list[str] | None,
-        typer.Option("--op", help="Only this operation or family, for example softmax (may be repeated)."),
+        typer.Option(
+            "--only", "--op", help="Only this operation or family, for example softmax (may be repeated)."
+        ),
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", help="Only f32, f16 or bf16 (may be repeated).")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two sizes an operation, one dtype (f16), at most a minute.")
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Begin no further call after this long; by default 900, with --quick 60."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the times to this file.")
@@ -39,7 +48,7 @@ def tune(
         typer.Option("--keep/--no-keep", help="Keep the times for the selector, in the cache directory."),
     ] = True,
 ) -> None:
-    """Measure PyTorch's and our way of each operation for typical sizes, host time included.
+    """Measure PyTorch's and our way of each operation that has both, for typical sizes, host time included.
 
     The selector then takes the faster one for the nearest sizes. The times hold for this device and these versions.
     Let nothing else use the GPU meanwhile.
@@ -57,7 +66,7 @@ def tune(
         def show(title: str, number: int, count: int) -> None:
             progress.update(task, description=title, completed=number, total=count)
 
-        tuned = paths.tune(where, op, dtypes, write=keep, progress=show)
+        tuned = paths.tune(where, only, dtypes, quick=quick, seconds=seconds, write=keep, progress=show)
         count = progress.tasks[0].total
         progress.update(task, description="measured", completed=count)
     _show(console, tuned)
@@ -66,13 +75,13 @@ def tune(
         console.print(f"times: {json_file}", highlight=False, soft_wrap=True)
 
 
-def _dtypes(names: list[str] | None) -> list[torch.dtype]:
+def _dtypes(names: list[str] | None) -> list[torch.dtype] | None:
     import torch
 
     for name in names or ():
         if name not in _DTYPES:
             raise CommandError(f"--dtype {name}: allowed are {', '.join(_DTYPES)}")
-    return [getattr(torch, _DTYPES[name]) for name in names or _DTYPES]
+    return [getattr(torch, _DTYPES[name]) for name in names] if names else None
 
 
 def _show(console: Console, tuned: Tuned) -> None:
@@ -93,6 +102,9 @@ def _show(console: Console, tuned: Tuned) -> None:
     console.print(table)
     for failure in tuned.failures:
         console.print(f"not measured: {failure}", highlight=False, soft_wrap=True, style="yellow")
+    if tuned.left:
+        shown = f"time was up; not (wholly) measured: {', '.join(tuned.left)}"
+        console.print(shown, highlight=False, soft_wrap=True, style="yellow")
     kept = "nothing was kept" if tuned.file is None else f"kept in {tuned.file}"
     console.print(kept, highlight=False, soft_wrap=True)
 
@@ -110,4 +122,5 @@ def _content(tuned: Tuned) -> dict[str, object]:
             for e in tuned.entries
         ],
         "failures": list(tuned.failures),
+        "left": list(tuned.left),
     }

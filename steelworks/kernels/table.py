@@ -9,6 +9,16 @@ from typing import Any, Generic, TypeVar
 from steelworks.errors import InvalidInputError
 
 Choice = TypeVar("Choice")
+#: Least and most by the name of a size, both included; None is no limit.
+Limits = Mapping[str, tuple[int | None, int | None]]
+
+
+def within(sizes: Mapping[str, int], limits: Limits) -> bool:
+    """Whether every size that has a limit keeps it."""
+    return all(
+        (least is None or sizes[name] >= least) and (most is None or sizes[name] <= most)
+        for name, (least, most) in limits.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -18,19 +28,16 @@ class Row(Generic[Choice]):
     Attributes:
         choice: What to run.
         reason: Why, with figures.
-        when: Limits by the name of a size: least and most, both included; None is no limit.
+        when: Where it holds.
     """
 
     choice: Choice
     reason: str
-    when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    when: Limits = field(default_factory=dict)
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether every limit holds."""
-        return all(
-            (least is None or sizes[name] >= least) and (most is None or sizes[name] <= most)
-            for name, (least, most) in self.when.items()
-        )
+        return within(sizes, self.when)
 
 
 def pick(table: Sequence[Row[Any]], **sizes: int) -> Any:

@@ -16,8 +16,9 @@
    why not.
 6. The public function, with PyTorch's name, argument order and defaults, ends in
    ``return OPERATOR((the tensors), (all arguments in the schema's order))``.
-7. A row in ``steelworks/paths/defaults.py`` where another path than the vendor's should be taken by default, and the
-   name in ``steelworks/ops/__init__.py``.
+7. Typical calls in ``steelworks/ops/_examples.py``, which ``steelworks tune`` measures; a row in
+   ``steelworks/paths/defaults.py`` where another path than the vendor's should be taken by default; and the name in
+   ``steelworks/ops/__init__.py``.
 
 An operation without ``backward`` is differentiated through its vendor composition. Where the vendor path is not
 differentiable either, PyTorch raises as usual.
@@ -30,7 +31,7 @@ the call goes through torch.library. What our kernels can't read (subclasses, sp
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, Literal
 
@@ -45,8 +46,6 @@ from steelworks.paths._state import CURRENT, resumed
 
 NAMESPACE: Final = "steelworks"
 FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16)
-#: Rows and columns that examples of row-wise operations have.
-ROWS: Final = ((1, 1024), (32, 1024), (512, 384), (512, 4096), (4096, 1024), (4096, 4096), (8, 32768))
 _LIBRARY: Final[Any] = Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _C: Any = torch._C
 _Tensor: Final = torch.Tensor
@@ -147,7 +146,6 @@ class Operator:
         family: A name it shares with related operations.
         flags: The signature's flags of the plainest call, for ``paths.explain``.
         no_path: Why a path can't be taken, by (device, path).
-        examples: The arguments of typical calls, which ``paths.tune`` measures: from a device and dtype.
         backward: From ``(context, *gradients)`` to the gradients of all arguments.
         saved: What backward needs: from ``(arguments, results)`` to (tensors to save, anything else).
         vendor_trains: In training PyTorch's own is taken unless ours is forced, or hazards or a simulation ask for it:
@@ -169,7 +167,6 @@ class Operator:
         family: str | None = None,
         flags: tuple[Hashable, ...] = (),
         no_path: Mapping[tuple[str, str], str] | None = None,
-        examples: Callable[[torch.device, torch.dtype], Iterator[Arguments]] | None = None,
         backward: Callable[..., Any] | None = None,
         saved: Callable[[Arguments, Any], tuple[Tensors, Any]] | None = None,
         vendor_trains: bool = False,
@@ -189,7 +186,6 @@ class Operator:
             flags=flags,
             no_path=no_path,
             signature=signature,
-            examples=examples,
         )
         paths.register(name, "any", "vendor", run=vendor)
         _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -104,7 +104,8 @@ def _signature(
 def _sizes(signature: Signature) -> Mapping[str, int]:
     query, key = signature.shapes[:2]
     assert query is not None and key is not None
-    return {"heads": query[0] * query[1], "queries": query[2], "keys": key[2], "head": query[3]}
+    sizes = {"heads": query[0] * query[1], "queries": query[2], "keys": key[2], "head": query[3]}
+    return {**sizes, "masked": int(any(signature.shapes[3:])), "causal": int(bool(signature.flags[0]))}
 
 
 def _check(

@@ -13,7 +13,7 @@ from steelworks.paths import Signature
 
 from ._checks import check_alike
 from ._library import Arguments, Operator, Tensors, device_type, dtype_of, float_reason, shape_of
-from .matmul import PRODUCTS, matmul
+from .matmul import matmul
 
 ACTIVATIONS: Final = (None, "relu", "gelu", "silu")
 
@@ -268,12 +268,6 @@ def _through(activation: str, gradient: torch.Tensor, before: torch.Tensor) -> t
     return result
 
 
-def _linear_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for m, n, k in PRODUCTS:
-        x, weight = (torch.randn(r, k, device=device, dtype=dtype) for r in (m, n))
-        yield x, weight, torch.zeros(n, device=device, dtype=dtype), None, None
-
-
 LINEAR = Operator(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, Tensor? residual=None) -> Tensor",
@@ -283,7 +277,6 @@ LINEAR = Operator(
     fake=_linear_fake,
     sizes=_linear_sizes,
     flags=(None, None, None, None),
-    examples=_linear_examples,
     backward=_linear_backward,
     saved=_linear_saved,
     autocast="lower",
@@ -396,12 +389,6 @@ def _qkv_backward(ctx: Any, *gradients: torch.Tensor) -> Any:
     return of_x, *of_weights, *of_biases
 
 
-def _qkv_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for m, n, k in ((1, 384, 384), (32, 384, 384), (512, 768, 768), (4096, 384, 384), (4096, 1024, 1024)):
-        x, *weights = (torch.randn(r, k, device=device, dtype=dtype) for r in (m, n, n, n))
-        yield x, *weights, *(torch.zeros(n, device=device, dtype=dtype) for _ in range(3))
-
-
 _QKV = Operator(
     "qkv_linear",
     "(Tensor x, Tensor query, Tensor key, Tensor value, Tensor? query_bias=None, Tensor? key_bias=None, "
@@ -412,7 +399,6 @@ _QKV = Operator(
     fake=_qkv_fake,
     sizes=_qkv_sizes,
     flags=(None,) * 6,
-    examples=_qkv_examples,
     backward=_qkv_backward,
     saved=_qkv_saved,
     autocast="lower",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,18 +12,6 @@ from steelworks.paths import Signature
 
 from ._checks import check_alike
 from ._library import Arguments, Operator, Tensors, device_type, float_reason
-
-#: Rows, columns and terms of the examples.
-PRODUCTS: Final = (
-    (1, 1024, 1024),
-    (1, 4096, 4096),
-    (16, 4096, 4096),
-    (64, 512, 512),
-    (512, 384, 384),
-    (512, 1536, 384),
-    (512, 4096, 4096),
-    (4096, 4096, 4096),
-)
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -82,17 +70,6 @@ def _check_bmm(a: torch.Tensor, b: torch.Tensor) -> None:
         raise InvalidInputError(
             f"bmm: a has shape {tuple(a.shape)} and b {tuple(b.shape)}; (B, M, K) and (B, K, N) are needed"
         )
-
-
-def _matmul_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for m, n, k in PRODUCTS:
-        yield torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
-
-
-def _bmm_examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for batch, m, n, k in ((12, 32, 32, 32), (12, 256, 256, 32), (96, 128, 128, 64), (32, 1024, 1024, 64)):
-        a = torch.randn(batch, m, k, device=device, dtype=dtype)
-        yield a, torch.randn(batch, k, n, device=device, dtype=dtype)
 
 
 def _matmul_signature(a: torch.Tensor, b: torch.Tensor) -> tuple[Any, ...]:
@@ -163,7 +140,6 @@ _MATMUL = Operator(
     sizes=_matmul_sizes,
     family="matmul",
     flags=(None,),
-    examples=_matmul_examples,
     backward=_matmul_backward,
     saved=_matmul_saved,
     autocast="lower",
@@ -178,7 +154,6 @@ _BMM = Operator(
     sizes=_matmul_sizes,
     family="matmul",
     flags=(None,),
-    examples=_bmm_examples,
     backward=_matmul_backward,
     saved=_matmul_saved,
     autocast="lower",

@@ -20,6 +20,7 @@ from steelworks.paths._choose import known, through_vendor
 from steelworks.paths._signature import DEVICES
 from steelworks.paths._state import current
 
+from . import _mps_copies
 from ._library import _PLAIN, _direct
 from ._overridden import OVERRIDES, Override
 
@@ -39,9 +40,10 @@ _C: Any = torch._C
 
 
 class _Local(threading.local):
-    """Whether this thread is inside an override: then operators are PyTorch's own."""
+    """Whether this thread is inside an override: then operators are PyTorch's own; and whether inside a copy."""
 
     inside = False
+    copying = False
 
 
 _local: Final = _Local()
@@ -95,7 +97,8 @@ def install(device: str | torch.device) -> Installed:
         switch = _switches.get(kind)
         if switch is None:
             switch = _register(kind, key, wanted)
-        done = Installed(kind, tuple(o.aten for o in wanted))
+        copies = (_mps_copies.ATEN,) if kind == "mps" else ()
+        done = Installed(kind, (*(o.aten for o in wanted), *copies))
         switch.on = True
         _installed[kind] = done
         return done
@@ -110,6 +113,8 @@ def _register(kind: str, key: str, wanted: list[Override]) -> _Switch:
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
             for override in wanted:
                 _replace(library, override, key, switch)
+            if kind == "mps":
+                _replace_copies(library, key, switch)
     finally:
         _libraries.append(library)  # after a failure too: what was registered by then stays, switched off
     _switches[kind] = switch
@@ -176,6 +181,25 @@ def _replace(library: Any, override: Override, key: str, switch: _Switch) -> Non
     run = _composite(override, _original(name, key), switch)
     for where in (key, f"Autograd{key}"):
         library.impl(override.aten, run, where, with_keyset=True)
+
+
+def _replace_copies(library: Any, key: str, switch: _Switch) -> None:
+    """Registers the safe copies, which no path stands for: there is nothing to choose."""
+    library.impl(_mps_copies.ATEN, _copies(_mps_copies.pytorchs_own(), switch), key, with_keyset=True)
+
+
+def _copies(own: _mps_copies.Copy, switch: _Switch) -> Callable[..., torch.Tensor]:
+    def run(keyset: Any, dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        if _local.copying or not switch.on:
+            return own(dst, src, non_blocking)
+        # Within an operation, too: our kernels' dense copies race as well. What a copy copies is PyTorch's own.
+        _local.copying = True
+        try:
+            return _mps_copies.copy_safely(own, dst, src, non_blocking, patient=not _local.inside)
+        finally:
+            _local.copying = False
+
+    return run
 
 
 def _original(name: str, key: str) -> Callable[..., Any]:

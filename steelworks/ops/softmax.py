@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from steelworks.errors import InvalidInputError
 from steelworks.paths import Signature, choose
 
-from ._library import ROWS, Arguments, Operator, Tensors, device_type, eager, float_reason
+from ._library import Arguments, Operator, Tensors, device_type, eager, float_reason
 
 _SCHEMA = "(Tensor x, int dim=-1, ScalarType? dtype=None) -> Tensor"
 _NO_GRAPH = {
@@ -79,11 +79,6 @@ def _possible(signature: Signature) -> str | None:
     return float_reason(signature.dtype)
 
 
-def _examples(device: torch.device, dtype: torch.dtype) -> Iterator[Arguments]:
-    for rows, columns in ROWS:
-        yield torch.randn(rows, columns, device=device, dtype=dtype), -1, None
-
-
 def _saved(inputs: Arguments, output: Any) -> tuple[Tensors, Any]:
     x, dim, _ = inputs
     return (output,), (dim, x.dtype)
@@ -136,7 +131,6 @@ def _define(name: str, vendor: Callable[..., torch.Tensor], derivative: Any) -> 
         family="softmax",
         flags=(-1, None),
         no_path=_NO_GRAPH,
-        examples=_examples,
         backward=backward,
         saved=_saved,
         vendor_trains=True,

@@ -19,6 +19,11 @@ _backend: Any = torch
 _seen = False
 
 
+def backend() -> Any:
+    """What stands for torch: torch itself, outside tests."""
+    return _backend
+
+
 def several_streams() -> bool:
     """Whether a thread was ever seen on a stream of its own, as threads are when there are several.
 

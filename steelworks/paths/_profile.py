@@ -76,7 +76,11 @@ def _distance(a: Mapping[str, int], b: Mapping[str, int]) -> float:
         return math.inf
     total = 0.0
     for name, size in a.items():
-        apart = abs(math.log2(max(size, 1) / max(b[name], 1)))
+        if not size or not b[name]:  # a size of 0 says that something is not there: only 0 is near
+            if size != b[name]:
+                return math.inf
+            continue
+        apart = abs(math.log2(size / b[name]))
         if apart > math.log2(NEAR):
             return math.inf
         total += apart
@@ -150,14 +154,18 @@ def _entry(value: Mapping[str, Any]) -> Entry:
     return Entry(str(value["op"]), str(value["dtype"]), sizes, seconds)
 
 
+def _kind(entry: Entry) -> tuple[Any, ...]:
+    return (entry.op, entry.dtype, *sorted(entry.sizes.items()))
+
+
 def write(device: str, entries: Sequence[Entry]) -> Path:
-    """Writes a device's profile, with what it held of other operations and dtypes; in one step, so no reader sees half.
+    """Writes a device's profile, with what it held of other calls; in one step, so no reader sees half.
 
     Raises:
         OSError: the directory can't be written.
     """
-    measured = {(e.op, e.dtype) for e in entries}
-    kept = [e for e in _read(device) if (e.op, e.dtype) not in measured]
+    measured = {_kind(e) for e in entries}
+    kept = [e for e in _read(device) if _kind(e) not in measured]
     file = path_of(device)
     file.parent.mkdir(parents=True, exist_ok=True)
     everything = [asdict(e) for e in (*kept, *entries)]

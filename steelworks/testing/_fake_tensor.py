@@ -67,7 +67,7 @@ class FakeMPSTensor(torch.Tensor):
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         dtype = self.dtype if dtype is None else dtype
         if device is not None and device.type == "cpu":
-            return self._read_back(dtype)
+            return self._read_back(dtype, bool(kwargs.get("non_blocking")))
         if dtype == self.dtype and not kwargs.get("copy"):
             return self
         return self._machine.operate(
@@ -102,7 +102,14 @@ class FakeMPSTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FakeMPSTensor(shape={tuple(self.shape)}, dtype={self.dtype})"
 
-    def _read_back(self, dtype: torch.dtype) -> torch.Tensor:
+    def _read_back(self, dtype: torch.dtype, non_blocking: bool = False) -> torch.Tensor:
+        if "copy_" not in self._machine.overrides:
+            return self._read(dtype)
+        read = torch.empty(self.shape, dtype=dtype)
+        self._machine.overrides["copy_"](read, self, non_blocking)
+        return read
+
+    def _read(self, dtype: torch.dtype) -> torch.Tensor:
         machine = self._machine
         if dtype == self.dtype:
             kind = "copy_out" if self.is_contiguous() else "contiguous"
@@ -117,6 +124,10 @@ class FakeMPSTensor(torch.Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         kind = func._schema.name.rpartition("::")[2]
+        if kind == "copy_":
+            dst, src, non_blocking = (*args, kwargs.get("non_blocking", False))[:3]
+            machine = (dst if isinstance(dst, FakeMPSTensor) else src)._machine
+            return machine.overrides.get("copy_", own_copy)(dst, src, non_blocking)
         fakes, machine = _operands(kind, (args, kwargs))
         wrappers = {id(fake._inner): fake for fake in fakes}
         inner_args, inner_kwargs = tree_map_only(cls, lambda fake: fake._inner, (args, kwargs))
@@ -135,6 +146,29 @@ class FakeMPSTensor(torch.Tensor):
             return body()
         shapes = tuple(tuple(fake.shape) for fake in fakes)
         return machine.operate(kind, shapes, body, wait=kind in _READS_BACK)
+
+
+def own_copy(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """What torch's own ``copy_`` does with a tensor on the device, hazards included."""
+    if isinstance(dst, FakeMPSTensor):
+        machine, target = dst._machine, dst._inner
+        if not isinstance(src, FakeMPSTensor):
+            if is_pinned(src):
+                machine.record_event(machine.current, off_queue="R2")
+            machine.operate("copy_in", src.shape, lambda: target.copy_(src), wait=not non_blocking)
+            return dst
+        inner = src._inner
+        machine.operate("copy_", src.shape, lambda: target.copy_(inner))
+        return dst
+    assert isinstance(src, FakeMPSTensor)
+    if is_pinned(dst):
+        src._machine.record_event(src._machine.current, off_queue="R2")
+    return dst.copy_(src._read(dst.dtype))
+
+
+def is_pinned(tensor: torch.Tensor) -> bool:
+    """Whether ``FakeMPS.pin`` made it."""
+    return bool(getattr(tensor, "_fake_pinned", False))
 
 
 def _operands(kind: str, tree: object) -> tuple[list[FakeMPSTensor], Machine]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -144,6 +144,7 @@ class Machine:
     Attributes:
         dead: the first abort, if there was one; every later call raises it again.
         latent: rules broken without a collision this time.
+        overrides: what stands in front of torch's own operators, by name.
         log: (thread ident, stream number, kind) of every operation, in order.
         ready: the kinds of operation whose lazy state exists.
         global_synchronizes: idents of the threads that called the global synchronize.
@@ -154,6 +155,7 @@ class Machine:
         self.fields = threading.RLock()
         self.dead: FakeMPSAbort | None = None
         self.latent: list[str] = []
+        self.overrides: dict[str, Callable[..., Any]] = {}
         self.log: list[tuple[int, int, str]] = []
         self.ready: set[str] = set()
         self.global_synchronizes: list[int] = []

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from steelworks.testing._fake_tensor import MPS, FactoriesOnDevice, FakeMPSTensor, factory
+from steelworks.testing._fake_tensor import (
+    MPS,
+    FactoriesOnDevice,
+    FakeMPSTensor,
+    factory,
+    is_pinned,
+    own_copy,
+)
 from steelworks.testing._metal import (
     NOT_ON_QUEUE,
     QUEUED_SINCE,
@@ -148,6 +155,20 @@ class FakeMPS:
         pinned._fake_pinned = True  # type: ignore[attr-defined]
         return pinned
 
+    def override_copies(self, kernel: Callable[..., torch.Tensor] | None) -> None:
+        """Take ``kernel(dst, src, non_blocking)`` for every copy, as ``torch.library`` would; None for torch's own.
+
+        Its own is :meth:`own_copy`.
+        """
+        self._machine.overrides.pop("copy_", None)
+        if kernel is not None:
+            self._machine.overrides["copy_"] = kernel
+
+    @staticmethod
+    def own_copy(dst: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        """What torch's own ``copy_`` does, hazards included; at least one of the tensors is on the device."""
+        return own_copy(dst, src, non_blocking)
+
     def get_command_buffer(self) -> CommandBuffer:
         """What an extension gets from ``torch::mps::get_command_buffer()``; on the queue only, from 2.15."""
         stream = self._machine.current
@@ -185,15 +206,11 @@ class FakeMPS:
                 f"Cannot convert a MPS Tensor to {str(tensor.dtype).removeprefix('torch.')} dtype as the "
                 "MPS framework doesn't support it."
             )
-        if _is_pinned(tensor):
+        if is_pinned(tensor):
             self._machine.record_event(self._machine.current, off_queue="R2")
         return self._machine.operate(
             "copy_in", tensor.shape, lambda: FakeMPSTensor(tensor.detach().clone(), self._machine), wait=True
         )
-
-
-def _is_pinned(tensor: torch.Tensor) -> bool:
-    return bool(getattr(tensor, "_fake_pinned", False))
 
 
 class _Torch:
@@ -204,7 +221,7 @@ class _Torch:
         self.mps = fake.mps
         self.Tensor = SimpleNamespace(
             to=lambda tensor, *args, **kwargs: _move(fake, tensor, *args, **kwargs),
-            is_pinned=_is_pinned,
+            is_pinned=is_pinned,
             contiguous=lambda tensor: tensor.contiguous(),
         )
         self.backends = SimpleNamespace(
@@ -220,10 +237,15 @@ class _Torch:
 def _move(fake: FakeMPS, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if isinstance(tensor, FakeMPSTensor):
         return tensor.to(*args, **kwargs)
-    device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
     if device is None or device.type != MPS.type:
         return tensor.to(*args, **kwargs)
-    return fake._to_device(tensor).to(dtype)
+    kernel = fake._machine.overrides.get("copy_")
+    if kernel is None:
+        return fake._to_device(tensor).to(dtype)
+    empty = FakeMPSTensor(torch.empty(tensor.shape, dtype=dtype or tensor.dtype), fake._machine)
+    moved: torch.Tensor = kernel(empty, tensor, non_blocking)
+    return moved
 
 
 class _TorchMPS:

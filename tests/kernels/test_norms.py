@@ -298,7 +298,7 @@ def test_a_row_costs_one_barrier_and_a_short_one_none() -> None:
     ("x", "shape", "options", "said"),
     [
         (torch.ones(2, 3, dtype=torch.int32), 3, {}, "float32, float16 or bfloat16"),
-        (torch.ones(2, 3), 2, {}, "its last dimensions are"),
+        (torch.ones(2, 3), 2, {}, "x.s last dimensions are"),
         (torch.ones(2, 3), (), {}, "at least one"),
         (torch.ones(2, 3), 3, {"weight": torch.ones(2)}, "weight has shape"),
         (torch.ones(2, 3), 3, {"weight": torch.ones(3, dtype=F16)}, "convert it"),

@@ -168,7 +168,7 @@ def test_descriptors_are_used_where_tiles_fill_the_multiprocessors() -> None:
     assert pick_described(512, 4096, 16, 132) == Described(128, 128, low_rows=32, parts=8)
     assert pick_described(512, 4096, 64, 132) == Described(128, 128)
     assert pick_described(1024, 1024, 16, 132) == Described(64, 128, warps=4)
-    assert pick_described(2048, 4096, 16, 132) == Described(128, 256, stages=3, low_rows=64)
+    assert pick_described(2048, 4096, 16, 132) == Described(256, 128, stages=4, low_rows=64)
     assert pick_described(512, 11008, 16, 132) is None
 
 

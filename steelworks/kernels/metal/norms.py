@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from steelworks.errors import InvalidInputError
+from steelworks.kernels.norm_operands import check_norm
 
 from . import tuning
 from ._launch import SIMD_WIDTH, Variant, empty, launch, metal_type
@@ -115,7 +115,8 @@ def _norm(
     want_sum: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    _check(operation, x, shape, weight, bias, residual)
+    check_float(operation, "x", x)
+    check_norm(operation, x, shape, weight, bias, residual)
     out = empty(x.shape, x.dtype, x.device)
     total = empty(x.shape, x.dtype, x.device) if want_sum else out
     if out.numel() == 0:
@@ -163,37 +164,3 @@ def _norm(
         group=(group,),
     )
     return out, total
-
-
-def _check(
-    operation: str,
-    x: torch.Tensor,
-    shape: tuple[int, ...],
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-) -> None:
-    check_float(operation, "x", x)
-    if not shape or tuple(x.shape[-len(shape) :]) != shape:
-        raise InvalidInputError(
-            f"{operation}: normalized_shape is {shape} and x has shape {tuple(x.shape)}; its last dimensions are "
-            "needed, at least one"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise InvalidInputError(f"{operation}: {name} has shape {tuple(tensor.shape)}; {shape} is needed")
-        if tensor.dtype not in (x.dtype, torch.float32):
-            raise InvalidInputError(
-                f"{operation}: {name} is {tensor.dtype} and x is {x.dtype}; that, or float32, is needed: convert it"
-            )
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        raise InvalidInputError(
-            f"{operation}: weight is {weight.dtype} and bias {bias.dtype}; convert one to the other"
-        )
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise InvalidInputError(
-            f"{operation}: residual is {residual.dtype} of shape {tuple(residual.shape)} and x {x.dtype} of shape "
-            f"{tuple(x.shape)}; they must be the same"
-        )

@@ -81,8 +81,8 @@ def pick_described(m: int, n: int, r: int, multiprocessors: int) -> Described | 
     In bfloat16 on an H200, r = 16 and 64; in brackets linear alone, and the adapter in two launches after it.
     """
     for tile in (
-        # 2048x4096x4096: 98.2 and 101.3 us (88.6; 102.3 and 109.7); W transposed 94.7 (256x128 98.7)
-        Described(128, 256, stages=3, low_rows=64),
+        # 2048x4096x4096: 99.1 and 102.2 us (88.6; 102.3 and 109.7); a training step 207 us (128x256: 214)
+        Described(256, 128, stages=4, low_rows=64),
         # 512x4096x4096: 26.5 and 29.1 us (24.6; 31.3 and 33.3)
         Described(128, 128, low_rows=32, parts=8) if r <= 32 else Described(128, 128),
         # 1024x1024x1024: 7.8 and 8.6 us (5.6; 11.0 and 13.2); 256x4096x4096: 21.4 and 22.1 us (16.3; 22.6 and 26.7)
