@@ -7,6 +7,8 @@ none is left out unseen.
 
 from __future__ import annotations
 
+import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -19,6 +21,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 Case = dict[str, Any]
 OURS, SLOWER, PEER, MISSED = "#1f6f8b", "#d98c3f", "#b8b8b8", "#b3261e"
+#: Characters of a line of a heading, and how many times the median of all bars an axis reaches.
+HEADING: Final = 105
+MOST_OF_MEDIAN: Final = 4.0
 #: Of the implementations that have a colour of their own; another one is grey.
 COLOURS: Final = {
     "steel": OURS,
@@ -371,7 +376,8 @@ def _heading(name: str, record: dict[str, Any]) -> str:
         for package in ("torch", "triton", "liger-kernel", "quack-kernels", "mlx")
         if package in found
     ]
-    return ", ".join([f"{name}: {environment.get('gpu', 'a GPU')}", *parts, "medians in a CUDA graph"])
+    told = ", ".join([f"{name}: {environment.get('gpu', 'a GPU')}", *parts, "medians in a CUDA graph"])
+    return textwrap.fill(told, HEADING)
 
 
 def _height(groups: Sequence[Group]) -> float:
@@ -380,6 +386,7 @@ def _height(groups: Sequence[Group]) -> float:
 
 def _draw(axis: Any, panel: Panel, groups: Sequence[Group]) -> None:
     base = 1.0 if panel.ratio else 0.0
+    axis.set_xlabel(panel.axis, fontsize=9)
     _scale(axis, panel, groups)
     y = 0.0
     ticks, labels, legend = [], [], {}
@@ -408,7 +415,6 @@ def _draw(axis: Any, panel: Panel, groups: Sequence[Group]) -> None:
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel(panel.axis, fontsize=9)
     _legend(axis, legend, groups)
     if panel.title:
         axis.set_title(panel.title, fontsize=9.5, loc="left", pad=20)
@@ -418,7 +424,12 @@ def _scale(axis: Any, panel: Panel, groups: Sequence[Group]) -> None:
     values = [bar.value for group in groups for bar in group.bars]
     values += [limit for group in groups for limit in (group.must, group.aim) if limit is not None]
     if not panel.ratio:
-        axis.set_xlim(0, max(values) * 1.04)
+        end = min(max(values), MOST_OF_MEDIAN * statistics.median(values))
+        axis.set_xlim(0, end * 1.04)
+        if end < max(values):
+            axis.set_xlabel(
+                f"{panel.axis}; bars that reach the end are longer, as the figures tell", fontsize=9
+            )
         return
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

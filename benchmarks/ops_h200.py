@@ -151,7 +151,7 @@ def main() -> None:
     name = torch.cuda.get_device_name()
     record: dict[str, Any] = {
         "environment": environment()
-        | {"peers": versions(["liger-kernel", "quack-kernels", "nvidia-cutlass-dsl"])},
+        | {"peers": versions(["liger-kernel", "quack-kernels", "nvidia-cutlass-dsl", "mlx"])},
         "clock": "device time in a CUDA graph, median of replays; host_us: time of a call on the host",
         "nominal_bytes_per_second": NOMINAL.get(name),
         "cases": [],

@@ -9,6 +9,7 @@ curl -s 127.0.0.1:8000/metrics
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import prometheus_client
@@ -33,17 +34,32 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
-async def predict(request: Request) -> JSONResponse:
-    """Four numbers in, three out; 503 when too many wait, 504 after 200 ms."""
+def numbers_of(body: bytes) -> torch.Tensor:
+    """The request's numbers, [1, 4]; ValueError for any other body."""
     try:
-        x = torch.tensor([await request.json()], dtype=torch.float32)
+        given = json.loads(body)
+        if not isinstance(given, list) or any(type(number) not in (int, float) for number in given):
+            raise ValueError("not a list of numbers")
+        x = torch.tensor([given], dtype=torch.float32)  # an OverflowError where one is too large
+    except (ValueError, RuntimeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"send a JSON list of four numbers ({error})") from None
+    if x.shape != (1, 4) or not bool(x.isfinite().all()):
+        raise ValueError(f"send four finite numbers; there were {x.shape[1]}")
+    return x
+
+
+async def predict(request: Request) -> JSONResponse:
+    """Four numbers in, three out; 422 for anything else, 503 when too many wait, 504 after 200 ms."""
+    try:
+        x = numbers_of(await request.body())
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, status_code=422)
+    try:
         y = await request.app.state.queue.asubmit(x, deadline=0.2)
-    except steelworks.QueueFullError:
-        return JSONResponse({"error": "too many requests wait"}, status_code=503)
+    except (steelworks.QueueFullError, steelworks.QueueClosedError):
+        return JSONResponse({"error": "too many requests wait, or the server stops"}, status_code=503)
     except steelworks.DeadlineExceededError:
         return JSONResponse({"error": "took too long"}, status_code=504)
-    except (ValueError, RuntimeError) as error:
-        return JSONResponse({"error": str(error)}, status_code=400)
     return JSONResponse(y[0].tolist())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import steelworks
-from steelworks.cli import _compare, _environment, _isolated, _minilm, _options
+from steelworks.cli import _compare, _environment, _isolated, _minilm, _options, _others
 from steelworks.cli._load import Run, ScenarioResult
 from steelworks.cli._run import check_outputs
 from steelworks.cli.app import app
@@ -237,6 +238,45 @@ def test_bench_runs_only_the_scenarios_that_were_named_and_the_reference(models:
     assert [row["name"] for row in written["scenarios"]] == ["lock", "single"]
 
 
+def test_figures_that_other_programs_disturbed_are_said_to_be(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = iter([0.05, 0.6])  # the reference, then the lock
+    monkeypatch.setattr(_compare.OtherLoad, "cores", lambda load: next(busy))
+    done = run("bench", "--model", "factories:linear", "--scenario", "lock", "--json", "out.json")
+    assert "disturbed: other programs kept cores busy meanwhile (lock 0.6)" in done.output
+    assert json.loads((models / "out.json").read_text())["cores_used_by_others"] == {
+        "single": 0.05,
+        "lock": 0.6,
+    }
+
+
+@pytest.mark.parametrize("cores", [None, 0.1])
+def test_figures_of_a_quiet_or_unknown_machine_are_not(
+    models: Path, monkeypatch: pytest.MonkeyPatch, cores: float | None
+) -> None:
+    monkeypatch.setattr(_compare.OtherLoad, "cores", lambda load: cores)
+    done = run("bench", "--model", "factories:linear", "--scenario", "lock")
+    assert "disturbed" not in done.output
+
+
+def test_what_others_did_is_what_the_machine_did_less_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, own, wall = iter([100.0, 108.0]), iter([10.0, 13.0]), iter([0.0, 10.0])
+    monkeypatch.setattr(_others, "machine_seconds", lambda: next(machine))
+    monkeypatch.setattr(_others, "own_seconds", lambda: next(own))
+    monkeypatch.setattr(_others.time, "perf_counter", lambda: next(wall))
+    assert _others.OtherLoad().cores() == pytest.approx(0.5)
+
+
+def test_the_machine_s_busy_seconds_leave_out_idling_and_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_others, "_STAT", tmp_path / "stat")
+    assert _others.machine_seconds() is None
+    (tmp_path / "stat").write_text("cpu  100 20 3 9999 8888 4 5 7777 0 0\ncpu0 1 2 3\n")
+    assert _others.machine_seconds() == pytest.approx(132 / os.sysconf("SC_CLK_TCK"))
+
+
 def test_bench_keeps_every_repeat(models: Path) -> None:
     run(
         "bench", "--model", "factories:linear", "--scenario", "lock", "--repeats", "3",
@@ -343,6 +383,30 @@ def test_doctor_writes_its_findings_as_json(tmp_path: Path) -> None:
     assert cpu["capabilities"]["device_type"] == "cpu"
     assert all(set(hazard) == {"id", "summary", "measure"} for hazard in cpu["hazards"])
     assert written["torch"]["version"] == torch.__version__
+
+
+def test_doctor_says_which_tools_of_the_evidence_are_here_and_how_to_get_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_compiler() -> Any:
+        raise RuntimeError("apt install clang-19")
+
+    monkeypatch.setattr("steelworks.metalsim._toolchain.find_compiler", no_compiler)
+    monkeypatch.setattr("verification.tla.tlc.missing", lambda: "")
+    monkeypatch.setattr("verification.tla.tlc.java", lambda: "/bin/the-java")
+    output = run("doctor").output
+    assert "clang (for steelworks metal, verify): missing: apt install clang-19" in output
+    assert "java (for verify: models): /bin/the-java" in output
+    for tool in ("lean", "cbmc", "objc"):
+        assert f"tool      {tool} (for verify: " in output
+
+
+def test_doctor_looks_for_the_tools_of_verify_in_a_source_checkout_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steelworks.cli._tools.ROOT", tmp_path)
+    tools = json.loads(run("doctor", "--json", "-").output)["tools"]
+    assert [tool["name"] for tool in tools] == ["clang"]
 
 
 def test_doctor_prints_json_alone_when_asked_to() -> None:

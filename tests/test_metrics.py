@@ -97,6 +97,16 @@ def test_two_queues_of_one_name_are_refused() -> None:
             sw.metrics.register(second, registry)
 
 
+def test_a_queue_takes_the_place_of_a_closed_one_of_its_name() -> None:
+    registry = CollectorRegistry()
+    with sw.BatchQueue(double, name="again") as first:
+        sw.metrics.register(first, registry)
+    with sw.BatchQueue(double, name="again") as second:
+        sw.metrics.register(second, registry)
+        second(torch.zeros(1, 2))
+        assert scraped(registry)["steelworks_queue_accepted_total", ""] == 1
+
+
 def test_a_queue_that_is_gone_is_no_longer_scraped() -> None:
     registry = CollectorRegistry()
     queue = sw.BatchQueue(double, name="gone")

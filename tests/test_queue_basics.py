@@ -34,6 +34,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import steelworks as sw
 from steelworks.batching._pending import Pending
 from steelworks.batching._request import BlockingSink, Request
+from steelworks.devices import resolve
 from steelworks.errors import InvalidInputError, ModelOutputError
 from steelworks.plans.inputs import InputReader, Padding
 
@@ -613,6 +614,69 @@ def test_a_model_in_training_mode_is_warned_about(start: Any, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, logger="steelworks"):
         start(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train())
     assert "training mode" in caplog.text
+    assert "'1', a Dropout, answers differently" in caplog.text
+    assert "call model.eval() before" in caplog.text
+
+
+def test_a_class_instead_of_a_model_is_refused_and_told_what_to_pass() -> None:
+    with pytest.raises(TypeError, match=r"model is the class ReLU.*pass ReLU\(\.\.\.\) instead"):
+        sw.BatchQueue(nn.ReLU)
+    with pytest.raises(TypeError, match="model is the class ReLU"):
+        sw.plan(nn.ReLU, row(1))
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), resolve("cpu")], ids=["str", "torch", "own"])
+def test_one_device_need_not_be_in_a_list(device: Any) -> None:
+    with sw.BatchQueue(doubled, devices=device) as queue:
+        assert values(queue(row(3))) == [6]
+
+
+def test_an_empty_list_of_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="devices is empty; name one device or more"):
+        sw.BatchQueue(doubled, devices=[])
+
+
+@pytest.mark.parametrize("unbatched", [False, True])
+def test_an_error_of_the_model_says_how_the_request_differs_from_the_example(unbatched: bool) -> None:
+    wide, narrow = torch.zeros(1, 4), torch.zeros(1, 3)
+    example, other = (wide[0], narrow[0]) if unbatched else (wide, narrow)
+    with sw.BatchQueue(nn.Linear(4, 2).eval(), example=example, unbatched=unbatched) as queue:
+        with pytest.raises(RuntimeError) as caught:
+            queue(other)
+        shapes = ("[3]", "[4]") if unbatched else ("[rows, 3]", "[rows, 4]")
+        assert "input 'input' has shape {}, the example {}".format(*shapes) in caught.value.__notes__[0]
+
+
+def test_an_error_of_a_plan_s_model_says_how_the_request_differs_from_the_example() -> None:
+    plan = sw.plan(nn.Linear(4, 2).eval(), torch.zeros(1, 4))
+    with pytest.raises(RuntimeError) as caught:
+        plan(torch.zeros(1, 3))
+    assert "has shape [rows, 3], the example [rows, 4]" in caught.value.__notes__[0]
+
+
+def test_sequences_of_another_length_than_the_example_s_are_not_blamed() -> None:
+    def tokens(length: int) -> dict[str, torch.Tensor]:
+        ids = torch.ones(1, length, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": ids}
+
+    reader = InputReader(Padding(), expect=tokens(4))
+    assert reader.unlike_example(reader.read(tokens(9))) == ""
+
+
+def test_an_error_of_the_model_says_nothing_of_an_example_that_the_request_is_like() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        if bool((x < 0).any()):
+            raise ValueError("negative")
+        return x
+
+    with sw.BatchQueue(model, example=row(1)) as queue, pytest.raises(ValueError, match="negative") as caught:
+        queue(row(-1))
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_batch_inference_says_what_it_calls_the_size_of_a_batch() -> None:
+    with pytest.raises(TypeError, match="calls max_batch_size batch_size"):
+        sw.batch_inference(doubled, max_batch_size=4)
 
 
 # ------------------------------------------------------------ one example a request, own collate and split

@@ -177,6 +177,7 @@ class Worker:
                     continue
                 ran_alone = len(requests) == 1
             if ran_alone:
+                self.plan.explain(raised, requests[0].reading)
                 scheduler.fail(requests, [raised])
                 self.crew.tracer.failed(requests, batch.started, raised)
             else:  # an only one left may owe the error to a neighbour that has ended meanwhile

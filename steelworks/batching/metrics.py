@@ -54,11 +54,12 @@ class QueueCollector(Collector):
         """Collect ``queue`` too.
 
         Raises:
-            ValueError: a live queue of this name is registered already.
+            ValueError: an open queue of this name is registered already; a closed one gives way.
         """
         name = queue.options.name
-        known = self._queues.get(name)
-        if known is not None and known() is not None and known() is not queue:
+        reference = self._queues.get(name)
+        known = reference() if reference is not None else None
+        if known is not None and known is not queue and not known.closed:
             raise ValueError(
                 f"a queue named {name!r} is registered already; give each queue a name of its own"
             )

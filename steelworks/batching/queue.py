@@ -72,7 +72,7 @@ class BatchQueue:
         model: a module or any callable, called with batches; or a plan made by :func:`steelworks.plan`.
         max_batch_size: the most rows in one batch.
         device: where to run; by default where the model's parameters are.
-        devices: several devices of one kind; the model is copied to each, and the first free one takes the
+        devices: several devices of one kind, or one; the model is copied to each, and the first free one takes the
             next batch.
         example: a typical request. With it, shapes are checked, and everything is compiled, captured and
             measured before the first request; without it, at the first request.
@@ -86,13 +86,17 @@ class BatchQueue:
         compile: run the model through ``torch.compile`` first.
         packing: run encoders without padding in their linear layers where that is right and wins;
             None decides by measurement.
+        quantize: ``"int8"`` runs large linear layers in int8, on the CPU: faster and less exact. Each row has a scale
+            of its own, but where batching changes the last bit of a float32 part (padded attention), a result may
+            vary by as much as int8's own error; ``deterministic=True`` prevents that. The model is left alone.
         tracing: OpenTelemetry spans; None for where they are set up.
         **options: the fields of :class:`steelworks.QueueOptions`: ``max_pending``, ``overflow``,
             ``max_wait``, ``aging``, ``batch_timeout``, ``deterministic``, ``num_workers``, ``depth``,
             ``express``, ``name``.
 
     Raises:
-        ValueError: an option is out of range.
+        TypeError: the model is a class, or can't be called.
+        ValueError: an option is out of range, or ``quantize`` can't be done.
         InvalidInputError: the example has no tensors.
     """
 
@@ -102,7 +106,7 @@ class BatchQueue:
         *,
         max_batch_size: int = 32,
         device: str | torch.device | Device | None = None,
-        devices: Sequence[str | torch.device | Device] | None = None,
+        devices: Sequence[str | torch.device | Device] | str | torch.device | Device | None = None,
         example: Any = None,
         collate: Callable[[list[Any]], Any] | None = None,
         split: Callable[[Any, list[Any]], Sequence[Any]] | None = None,
@@ -112,6 +116,7 @@ class BatchQueue:
         lengths: Sequence[int] | None = None,
         compile: bool = False,
         packing: bool | None = None,
+        quantize: Literal["int8"] | None = None,
         tracing: bool | None = None,
         max_pending: int = 8192,
         overflow: Overflow = "block",
@@ -153,6 +158,7 @@ class BatchQueue:
             unbatched=unbatched,
             compile=compile,
             packing=packing,
+            quantize=quantize,
             collate=collate,
             split=split,
         )

@@ -25,11 +25,13 @@ class batch_inference:
 
     Args:
         model: as for :class:`steelworks.BatchQueue`.
-        batch_size: the most rows in one batch.
+        batch_size: the most rows in one batch; :class:`steelworks.BatchQueue` calls it ``max_batch_size``.
         **options: any other argument of :class:`steelworks.BatchQueue`.
     """
 
     def __init__(self, model: Any, batch_size: int = 32, **options: Any) -> None:
+        if "max_batch_size" in options:
+            raise TypeError("batch_inference calls max_batch_size batch_size; give that instead")
         self.queue = BatchQueue(model, max_batch_size=batch_size, **options)
         # Then an input that is no list is one request, however many rows its tensors seem to have.
         self._whole = bool(options.get("unbatched")) or options.get("collate") is not None

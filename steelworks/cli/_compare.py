@@ -24,6 +24,7 @@ import torch
 from steelworks.cli import _isolated
 from steelworks.cli._load import Call, Progress, Run, ScenarioResult, run_callers, summarize
 from steelworks.cli._oracle import OracleSettings, run_oracle
+from steelworks.cli._others import OtherLoad
 from steelworks.cli._workload import Workload, call_model, tolerance_for
 
 SCENARIOS = ("threads", "lock", "single", "oracle", "queue")
@@ -71,6 +72,7 @@ class Comparison:
         tolerance: the difference up to which answers count as equal; None if nothing is comparable.
         oracle: how the best oracle spent the cores.
         notes: what a reader has to know about a scenario, by name.
+        others: cores that other programs kept busy meanwhile, by scenario; the most of its repeats.
         queue_statistics: ``BatchQueue.statistics()`` at the end, as a dict.
     """
 
@@ -79,6 +81,7 @@ class Comparison:
     tolerance: float | None = None
     oracle: OracleSettings | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
     queue_statistics: dict[str, Any] = field(default_factory=dict)
 
     def find(self, name: str) -> ScenarioResult | None:
@@ -135,7 +138,9 @@ def compare(workload: Workload, settings: Settings, listener: Listener | None = 
     for _ in range(settings.repeats):
         for name in wanted:
             listener.begin(name, len(requests) * (len(bench.oracle_settings()) if name == "oracle" else 1))
+            load = OtherLoad()
             rows[name].append(bench.measure(name))
+            bench.disturbed(name, load.cores())
             listener.end()
     comparison = bench.comparison
     comparison.tolerance = (
@@ -194,6 +199,12 @@ class _Bench:
                 f"stopped after {run.seconds:.0f} s, {done} of {wanted} requests done"
             )
         return summarize(name, run, self.reference)
+
+    def disturbed(self, name: str, cores: float | None) -> None:
+        """Keep how busy others were while scenario ``name`` ran."""
+        if cores is not None:
+            others = self.comparison.others
+            others[name] = max(cores, others.get(name, 0.0))
 
     def oracle_settings(self) -> list[OracleSettings]:
         """The ways to spend the cores of which the oracle takes the best."""

@@ -19,6 +19,7 @@ from steelworks.cli._compare import Comparison, Listener, Settings
 from steelworks.cli._environment import describe_environment, describe_versions
 from steelworks.cli._load import ScenarioResult
 from steelworks.cli._options import device_title
+from steelworks.cli._others import DISTURBED
 
 EXPLANATIONS = {
     "threads": "every thread calls the model",
@@ -124,11 +125,25 @@ def show(console: Console, comparison: Comparison, settings: Settings) -> None:
         console.print(text, highlight=False)
         if row.name in comparison.notes:
             console.print(f"           note: {comparison.notes[row.name]}", highlight=False, markup=False)
+    if sentence := disturbance(comparison):
+        console.print(f"  {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(
         "  efficiency: throughput as a share of the oracle's\n"
         "  difference: of any output element from the same request run alone\n"
         "  latency of the oracle: run time of the request's batch; offline, nobody waits",
         highlight=False,
+    )
+
+
+def disturbance(comparison: Comparison) -> str:
+    """Say which figures other programs disturbed; "" where none are known to be."""
+    disturbed = {name: cores for name, cores in comparison.others.items() if cores >= DISTURBED}
+    if not disturbed:
+        return ""
+    listed = ", ".join(f"{name} {cores:.1f}" for name, cores in disturbed.items())
+    return (
+        f"disturbed: other programs kept cores busy meanwhile ({listed}); these figures are lower than on a quiet "
+        "machine, and their ratios may be wrong: run it again"
     )
 
 
@@ -166,6 +181,7 @@ def write_json(path: Path, command: str, title: str, comparison: Comparison, set
         "throughput_of_repeats": comparison.repeats,
         "oracle": dataclasses.asdict(comparison.oracle) if comparison.oracle else None,
         "notes": comparison.notes,
+        "cores_used_by_others": comparison.others,
         "queue_statistics": comparison.queue_statistics,
         "passed": verdict.passed,
         "verdict": verdict.sentence,

@@ -37,6 +37,7 @@ def doctor(
 def examine() -> dict[str, Any]:
     """Collect everything that ``doctor`` shows."""
     from steelworks.cli import _environment as environment
+    from steelworks.cli._tools import describe_tools
 
     return {
         "steelworks": environment.steelworks_version(),
@@ -48,6 +49,7 @@ def examine() -> dict[str, Any]:
             extra: {"installed": not (missing := environment.missing_packages(extra)), "missing": missing}
             for extra in environment.EXTRAS
         },
+        "tools": describe_tools(),
         "devices": [_examine_device(name) for name in _device_names()],
         "advice": _advice(environment.describe_thread_pools()),
     }
@@ -148,6 +150,9 @@ def _show(console: Console, findings: dict[str, Any]) -> None:
         missing = ", ".join(state["missing"])
         fix = f"missing {missing}: python -m pip install 'steelworks[{extra}]'"
         line(f"  extra     {extra}: {'installed' if state['installed'] else fix}")
+    for tool in findings["tools"]:
+        state = tool["found"] or f"missing: {tool['missing']}"
+        line(f"  tool      {tool['name']} (for {tool['for']}): {state}")
     for device in findings["devices"]:
         _show_device(line, device)
     for advice in findings["advice"]:

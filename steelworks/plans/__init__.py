@@ -13,6 +13,7 @@ from torch import nn
 
 from steelworks.devices import resolve
 from steelworks.devices.base import Device
+from steelworks.plans._int8 import quantized_copy
 from steelworks.plans.custom import CustomPlan
 from steelworks.plans.eager import EagerOptions, EagerPlan
 from steelworks.plans.inputs import Padding
@@ -35,6 +36,7 @@ class PlanOptions:
     unbatched: bool = False
     compile: bool = False
     packing: bool | None = None
+    quantize: Literal["int8"] | None = None
     collate: Callable[[list[Any]], Any] | None = None
     split: Callable[[Any, list[Any]], Sequence[Any]] | None = None
 
@@ -45,6 +47,12 @@ class PlanOptions:
                 raise ValueError(f"{name} is {sizes}; it must hold whole numbers of 1 or more")
         if self.split is not None and self.collate is None:
             raise ValueError("split was given without collate; give both, or neither")
+        if self.quantize not in (None, "int8"):
+            raise ValueError(f"quantize is {self.quantize!r}; it must be 'int8' or None")
+        if self.quantize is not None and self.compile:
+            raise ValueError(
+                "quantize='int8' was given with compile=True, which can't see into its layers; leave one out"
+            )
         if self.deterministic and self.collate is not None:
             raise ValueError(
                 "deterministic=True was given with collate: what collate and split do can't be checked; "
@@ -64,6 +72,7 @@ def plan(
     deterministic: bool = False,
     compile: bool = False,
     packing: bool | None = None,
+    quantize: Literal["int8"] | None = None,
 ) -> Plan:
     """Make ``model`` ready for one device and for inputs like ``example``.
 
@@ -83,10 +92,12 @@ def plan(
         deterministic: results bit-identical whatever runs together (I3).
         compile: run the model through ``torch.compile`` first.
         packing: no padding inside encoders, where that is right and wins; None decides by measurement.
+        quantize: ``"int8"`` runs large linear layers in int8, on the CPU: faster and less exact. The model
+            itself is left alone, and later changes of those layers' weights are not seen.
 
     Raises:
         InvalidInputError: the example has no tensors.
-        ValueError: a batch size or length is not a whole number of 1 or more.
+        ValueError: a batch size or length is not a whole number of 1 or more, or ``quantize`` can't be done.
     """
     if max_batch_size is None:
         max_batch_size = max(batch_sizes) if batch_sizes else 32
@@ -98,6 +109,7 @@ def plan(
         deterministic=deterministic,
         compile=compile,
         packing=packing,
+        quantize=quantize,
     )
     made = make_plans(model, example, device, None, options)[0]
     made.warm_up()
@@ -108,24 +120,39 @@ def make_plans(
     model: Any,
     example: Any,
     device: str | torch.device | Device | None,
-    devices: Sequence[str | torch.device | Device] | None,
+    devices: Sequence[str | torch.device | Device] | str | torch.device | Device | None,
     options: PlanOptions,
 ) -> list[Plan]:
     """One plan a device, not warmed up yet; the model is copied to the devices it is not on."""
     if isinstance(model, Plan):
         if device is not None or devices is not None:
             raise ValueError("a plan has its device already; pass the model instead to choose another")
+        if options.compile or options.quantize:
+            raise ValueError(
+                "compile or quantize was given with a plan, which is made already; give them to plan()"
+            )
         return [model]
+    if isinstance(model, type):
+        raise TypeError(
+            f"model is the class {model.__name__}, not one of its instances; pass {model.__name__}(...) instead"
+        )
     if not callable(model):
         raise TypeError(
             f"model is {type(model).__name__}, which can't be called; pass an nn.Module, a function or a plan"
         )
     if device is not None and devices is not None:
         raise ValueError("device and devices were both given; give one of them")
-    if isinstance(model, nn.Module) and any(m.training and _differs_in_training(m) for m in model.modules()):
-        logger.warning("the model is in training mode (dropout, batch norm): call model.eval() for inference")
+    if isinstance(model, nn.Module):
+        _warn_of_training(model)
     home = _home(model)
-    wanted = [resolve(d) for d in devices] if devices else [resolve(device if device is not None else home)]
+    if devices is None:
+        wanted = [resolve(device if device is not None else home)]
+    else:  # one alone need not be in a list
+        wanted = [
+            resolve(d) for d in ([devices] if isinstance(devices, str | torch.device | Device) else devices)
+        ]
+    if not wanted:
+        raise ValueError("devices is empty; name one device or more, or leave it out")
     plans: list[Plan] = []
     for place, target in enumerate(wanted):
         here = model
@@ -137,7 +164,13 @@ def make_plans(
 
 
 def _make_plan(model: Any, example: Any, device: Device, options: PlanOptions) -> Plan:
+    if options.quantize is not None and device.torch_device.type != "cpu":
+        raise ValueError(
+            f"quantize={options.quantize!r} was given for {device.torch_device}; it is made for the CPU: leave it "
+            "out, or give device='cpu'"
+        )
     if options.collate is not None:
+        model = quantized_copy(model) if options.quantize else model
         return CustomPlan(model, device, options.max_batch_size, options.collate, options.split)
     if device.capabilities.graphs and not options.deterministic and isinstance(model, nn.Module):
         from steelworks.plans.graph import GraphPlan
@@ -150,6 +183,7 @@ def _make_plan(model: Any, example: Any, device: Device, options: PlanOptions) -
         unbatched=options.unbatched,
         packing=options.packing,
         compile=options.compile,
+        quantize=options.quantize is not None,
     )
     return EagerPlan(model, device, eager, example)
 
@@ -160,6 +194,18 @@ def _home(model: Any) -> torch.device:
             if tensor.device.type != "meta":
                 return tensor.device
     return torch.device("cpu")
+
+
+def _warn_of_training(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training and _differs_in_training(module):
+            where = f"{name!r}, a {type(module).__name__}," if name else f"a {type(module).__name__},"
+            logger.warning(
+                "the model is in training mode, in which %s answers differently (dropout at random, batch norm by its "
+                "batch mates): call model.eval() before you make the queue or plan",
+                where,
+            )
+            return
 
 
 def _differs_in_training(module: nn.Module) -> bool:

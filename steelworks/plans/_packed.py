@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steelworks.plans._int8 import take_layers
 from steelworks.plans.batches import merge
 from steelworks.plans.inputs import Group, Reading
 
@@ -47,6 +48,7 @@ def find_twin(
     mask: str,
     run: Callable[[Any, Sequence[torch.Tensor], Group], Any],
     force: bool,
+    quantized: nn.Module | None = None,
 ) -> Twin | None:
     """A twin of ``model`` that runs packed, if it gives the same answers and is faster.
 
@@ -56,6 +58,8 @@ def find_twin(
         mask: the name of the mask among the inputs.
         run: runs a model on merged tensors of a group.
         force: choose packing wherever it is right, without measuring.
+        quantized: the model in int8, to run instead; ``model`` itself is what packing is verified with,
+            since int8 turns a difference in the last bit into one of a whole step.
     """
     if not isinstance(model, nn.Module) or mask not in reading.lane.group.names:
         return None
@@ -80,9 +84,12 @@ def find_twin(
         logger.info("packing is off: %s", report.reason)
         handle.remove()
         return None
+    if quantized is not None:
+        take_layers(module, quantized)
+        handle.reread()
     if not force:
-        batch = merge(rows)
-        padded, packed = _fastest(lambda: run(model, batch, group), lambda: run(module, batch, group))
+        batch, rival = merge(rows), model if quantized is None else quantized
+        padded, packed = _fastest(lambda: run(rival, batch, group), lambda: run(module, batch, group))
         if packed > _GAIN * padded:
             logger.info(
                 "packing is off: a trial took %.2f ms packed, %.2f ms padded", packed * 1e3, padded * 1e3

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from steelworks.devices.base import Device
 from steelworks.plans._compiled import Compiled
 from steelworks.plans._immediate import ImmediateRunner
+from steelworks.plans._int8 import quantized_copy
 from steelworks.plans._packed import Twin, find_twin
 from steelworks.plans.batches import OutputLayout, cut, merge, probe_layout
 from steelworks.plans.cost import FittedCost
@@ -51,6 +52,7 @@ class EagerOptions:
         unbatched: requests carry no batch dimension.
         packing: no padding inside encoders: True, False, or None to decide by measurement.
         compile: run the model through ``torch.compile`` (dynamic shapes).
+        quantize: run large linear layers in int8 (cpu).
     """
 
     max_batch_size: int = 32
@@ -59,6 +61,7 @@ class EagerOptions:
     unbatched: bool = False
     packing: bool | None = None
     compile: bool = False
+    quantize: bool = False
 
 
 class EagerPlan(Plan):
@@ -82,6 +85,7 @@ class EagerPlan(Plan):
         self._learning = threading.Lock()
         self._twins: list[Twin] = []
         self._compiled = Compiled(model) if options.compile else None
+        self._quantized = quantized_copy(model) if options.quantize else None
 
     def runner(self, depth: int = 1) -> Runner:
         """Make a runner; they share the model and nothing else."""
@@ -118,7 +122,13 @@ class EagerPlan(Plan):
     def call(self, tensors: Sequence[torch.Tensor], group: Group) -> Any:
         """Call the model (or its packed twin) on merged CPU or device tensors; the output is on the CPU."""
         twin: Twin | None = group.state.get("twin")
-        return self._call(self.model if twin is None else twin.module, tensors, group)
+        if twin is not None:
+            return self._call(twin.module, tensors, group)
+        return self._call(self.model if self._quantized is None else self._quantized, tensors, group)
+
+    def _call_as_given(self, tensors: Sequence[torch.Tensor], group: Group) -> Any:
+        """Call the user's own model, which tells about padding what int8 would blur."""
+        return self._call(self.model, tensors, group)
 
     def _call(self, model: Any, tensors: Sequence[torch.Tensor], group: Group) -> Any:
         home = self.device.torch_device.type
@@ -142,7 +152,7 @@ class EagerPlan(Plan):
             with self._learning:
                 layout = group.state.get("layout")
                 if layout is None:
-                    layout = probe_layout(self.call, reading)
+                    layout = probe_layout(self._call_as_given, reading)
                     if layout is None:  # this request does not tell; another one may, but not forever
                         layout = OutputLayout((), padding=False)
                         tried = group.state["probes"] = group.state.get("probes", 0) + 1
@@ -161,7 +171,7 @@ class EagerPlan(Plan):
         if self.device.torch_device.type == "cuda":
             return
         force = options.packing is True
-        twin = find_twin(self.model, reading, options.padding.mask, self._call, force)
+        twin = find_twin(self.model, reading, options.padding.mask, self._call, force, self._quantized)
         if twin is not None:
             self._twins.append(twin)
             reading.lane.group.state["twin"] = twin

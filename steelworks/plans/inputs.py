@@ -160,11 +160,11 @@ class InputReader:
         # The shape read last, for callers that send one shape after the other.
         self._last: tuple[torch.Size, torch.dtype, torch.device, int, Lane, int] | None = None
         self._expected: Group | None = None
-        self._expected_dims: tuple[int, ...] = ()
+        self._expected_shapes: tuple[torch.Size, ...] = ()
         if expect is not None:
             reading = self.read(expect)
             self._expected = reading.lane.group
-            self._expected_dims = tuple(t.dim() for t in reading.leaves)
+            self._expected_shapes = tuple(t.shape for t in reading.leaves)
 
     def read(self, request: object) -> Reading:
         """Read one request.
@@ -389,12 +389,36 @@ class InputReader:
                 raise InvalidInputError(
                     f"input {label!r} is {dtype}; the example is {wanted}: pass x.to({wanted})"
                 )
-        for label, leaf, dims in zip(group.names, leaves, self._expected_dims, strict=True):
+        for label, leaf, shape in zip(group.names, leaves, self._expected_shapes, strict=True):
+            dims = len(shape)
             if leaf.dim() != dims:
                 raise InvalidInputError(
                     f"input {label!r} has shape {list(leaf.shape)} ({leaf.dim()} dimensions); the example "
-                    f"has {dims}: pass [rows, ...] alike"
+                    f"has {dims}: pass {_rows_of(shape, self._unbatched)} alike"
                 )
+
+    def unlike_example(self, reading: Reading) -> str:
+        """How the shapes of a request differ from the example's, for a model that failed on it; "" if not.
+
+        Other sizes are no error by themselves: many models take images or sequences of any size.
+        """
+        group = reading.lane.group
+        differences = [
+            f"input {label!r} has shape {_rows_of(leaf.shape, self._unbatched)}, the example "
+            f"{_rows_of(shape, self._unbatched)}"
+            for index, (label, leaf, shape) in enumerate(
+                zip(group.names, reading.leaves, self._expected_shapes, strict=False)
+            )
+            if leaf.shape[2 if index in group.sequence else 1 :]
+            != shape[2 if index in group.sequence else 1 :]
+        ]
+        return "; ".join(differences)
+
+
+def _rows_of(shape: Sequence[int], unbatched: bool) -> str:
+    """``shape`` as a request has it, whatever its number of rows."""
+    sizes = [str(size) for size in shape[1:]]
+    return f"[{', '.join(sizes if unbatched else ['rows', *sizes])}]"
 
 
 def _exactly(constant: Any) -> Hashable:

@@ -118,6 +118,12 @@ class Plan(ABC):
     def warm_up(self) -> None:  # noqa: B027 - optional
         """Compile, capture and measure what the plan was told to expect."""
 
+    def explain(self, error: BaseException, reading: Reading | None) -> None:
+        """Add to what the model raised how the request differs from the example, which may be the cause."""
+        words = "" if reading is None else self.reader.unlike_example(reading)
+        if words and not hasattr(error, "__notes__"):
+            error.add_note(f"the request is not like the example that this was made with: {words}")
+
     def close(self) -> None:
         """Free what the plan holds; runners made by it are closed by their owners."""
         with self._own_lock:
@@ -146,7 +152,11 @@ class Plan(ABC):
                     piece = Reading(
                         tuple(t[at : at + rows] for t in reading.leaves), rows, reading.lane, reading.length
                     )
-                pieces.append(runner.finish(runner.launch([piece]))[0])
+                try:
+                    pieces.append(runner.finish(runner.launch([piece]))[0])
+                except Exception as error:
+                    self.explain(error, reading)
+                    raise
                 at += piece.rows
         return pieces[0] if len(pieces) == 1 else join(pieces)
 

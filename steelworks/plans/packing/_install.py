@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import threading
@@ -15,6 +16,7 @@ from torch import nn
 from steelworks.plans.packing._attention import NAME, register
 from steelworks.plans.packing._context import CannotPackError, may_pack, switched
 from steelworks.plans.packing._forward import PackedForward
+from steelworks.plans.packing._lean import LeanLayers
 from steelworks.plans.packing._probe import check_structure, trial
 
 logger = logging.getLogger("steelworks.plans.packing")
@@ -47,6 +49,14 @@ class PackingHandle:
         """Pack, or with False don't, inside the ``with`` block, for the calling thread or task only."""
         with switched(self._forwards, value):
             yield
+
+    def reread(self) -> None:
+        """Read the layers again, after some were replaced by others that answer the same."""
+        for forward in self._forwards:
+            if forward.traits.lean is not None:
+                forward.traits = dataclasses.replace(
+                    forward.traits, lean=LeanLayers.of(forward.encoder, packed=True)
+                )
 
     def remove(self) -> None:
         """Put the module back as it was, unless another handle still packs it. May be called again."""

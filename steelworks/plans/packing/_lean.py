@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
+from steelworks.plans._int8 import Int8Linear, by_row
 from steelworks.plans.packing._attention import by_sequence
 
 # transformers.models.<package>.modeling_<file>, and the prefix of its class names.
@@ -52,7 +53,7 @@ _BLOCKS: dict[str, str | type[nn.Module]] = {
     "output.LayerNorm": nn.LayerNorm,
 }
 
-Weights = dict[str, torch.Tensor | None]
+Weights = dict[str, torch.Tensor | None] | Int8Linear
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,19 @@ class LeanLayers:
         self._watched = [(parent, name, module, type(module)) for parent, name, module in watched]
 
     @classmethod
-    def of(cls, encoder: Any) -> LeanLayers | None:
-        """The lean form of ``encoder``'s layers; None if a class in them is not known."""
+    def of(cls, encoder: Any, packed: bool = False) -> LeanLayers | None:
+        """The lean form of ``encoder``'s layers; None if a class in them is not known.
+
+        Args:
+            encoder: the encoder.
+            packed: packing is installed on it, so that a forward of its own is no stranger's.
+        """
         stack = getattr(getattr(encoder, "encoder", None), "layer", None)
         module = type(encoder).__module__
         if not isinstance(stack, nn.ModuleList) or module not in _FAMILY:
             return None
         prefix = _FAMILY[module]
-        if not _is_known(encoder, "Model", module, prefix) or "forward" in encoder.__dict__:
+        if not _is_known(encoder, "Model", module, prefix) or ("forward" in encoder.__dict__ and not packed):
             return None
         if not _is_known(encoder.encoder, "Encoder", module, prefix):
             return None
@@ -161,10 +167,7 @@ def has_user_hooks(module: nn.Module) -> bool:
 
 def _run(layer: _Layer, hidden: torch.Tensor, lengths: list[int] | None) -> torch.Tensor:
     heads = (*hidden.shape[:2], layer.heads, layer.size)
-    query, key, value = (
-        _linear(hidden, weights).view(heads).transpose(1, 2)
-        for weights in (layer.query, layer.key, layer.value)
-    )
+    query, key, value = (projected.view(heads).transpose(1, 2) for projected in _projected(layer, hidden))
     context = by_sequence(query, key, value, lengths, layer.scaling)
     mixed = _linear(context.reshape(hidden.shape[0], hidden.shape[1], -1), layer.attention_out).add_(hidden)
     mixed = _norm(mixed, layer.attention_norm)
@@ -174,10 +177,24 @@ def _run(layer: _Layer, hidden: torch.Tensor, lengths: list[int] | None) -> torc
     return _norm(_linear(wide, layer.down).add_(mixed), layer.norm)
 
 
+def _projected(layer: _Layer, hidden: torch.Tensor) -> list[torch.Tensor]:
+    three = (layer.query, layer.key, layer.value)
+    if hidden.dtype == torch.float32 and all(isinstance(weights, Int8Linear) for weights in three):
+        rows = by_row(hidden)  # once for all three
+        return [weights.multiply(*rows) for weights in three if isinstance(weights, Int8Linear)]
+    return [_linear(hidden, weights) for weights in three]
+
+
 def _linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+    if isinstance(weights, Int8Linear):
+        return weights.forward(x)
     weight = weights["weight"]
     assert weight is not None
     return linear(x, weight, weights["bias"])
+
+
+def _weights(block: nn.Module) -> Any:
+    return block if isinstance(block, Int8Linear) else block._parameters
 
 
 def _norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
@@ -188,15 +205,15 @@ def _norm(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
 def _read(blocks: dict[str, Any]) -> _Layer:
     attention, act = blocks["attention.self"], blocks["intermediate.intermediate_act_fn"]
     return _Layer(
-        query=blocks["attention.self.query"]._parameters,
-        key=blocks["attention.self.key"]._parameters,
-        value=blocks["attention.self.value"]._parameters,
-        attention_out=blocks["attention.output.dense"]._parameters,
+        query=_weights(blocks["attention.self.query"]),
+        key=_weights(blocks["attention.self.key"]),
+        value=_weights(blocks["attention.self.value"]),
+        attention_out=_weights(blocks["attention.output.dense"]),
         attention_norm=blocks["attention.output.LayerNorm"],
-        up=blocks["intermediate.dense"]._parameters,
+        up=_weights(blocks["intermediate.dense"]),
         activation=act,
         gelu=type(act).__name__ == "GELUActivation" and getattr(act, "act", None) is nn.functional.gelu,
-        down=blocks["output.dense"]._parameters,
+        down=_weights(blocks["output.dense"]),
         norm=blocks["output.LayerNorm"],
         heads=attention.num_attention_heads,
         size=attention.attention_head_size,
@@ -208,5 +225,5 @@ def _is_known(block: nn.Module, kind: str | type[nn.Module], module: str, prefix
     """Whether ``block`` is of the expected class, with the forward that its class was written with."""
     cls = type(block)
     if not isinstance(kind, str):
-        return cls is kind or kind is nn.Module
+        return cls is kind or kind is nn.Module or (kind is nn.Linear and cls is Int8Linear)
     return cls.__name__ == prefix + kind and cls.__module__ == module and cls.forward.__module__ == module
