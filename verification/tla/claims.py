@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -17,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from verification.claims import Claim, ToolMissing, declare
-from verification.parts import ROOT, Wanted, everything
+from verification.parts import Wanted, everything
 
-from . import models, planted, tlc, traces
+from . import models, models_paths, planted, second, tlc, traces
 from .checking import BUGS, Row, check
 from .models import POOL, QUEUE, Config
 
@@ -33,18 +30,8 @@ _SEAM: Final = (
 _REPLAYED: Final = (
     "every edge of the state graph is replayed on the real class, the state compared after each step"
 )
+_SECOND_CODE: Final = (*_POOL_CODE, *_QUEUE_CODE, "steelworks/devices/mps.py")
 _MODELS: Final = {POOL: "tla.stream-pool", QUEUE: "tla.batch-queue"}
-#: What the traces are recorded from.
-TRACED: Final = (
-    "tests/test_queue_lead.py",
-    "tests/test_streams.py",
-    "tests/test_queue_basics.py",
-    "tests/test_queue_limits.py",
-    "tests/test_queue_map.py",
-)
-_TRACED_QUICK: Final = TRACED[:2]
-#: Of those: not what ends by a fork or another program, nor what is too long for TLC.
-_UNTRACED: Final = "not ten_thousand and not fork and not program and not random and not answers"
 
 
 def _configs(model: str, *, live: bool | None = None, quick: bool = False) -> list[Config]:
@@ -181,14 +168,43 @@ def declared() -> tuple[Claim, ...]:
             counted=f"{len(planted.load(BUGS))} of {len(planted.load(BUGS))} bugs noticed",
         ),
         declare(
+            "tla.second-checker",
+            "a second model checker finds the same number of states, and every invariant to hold",
+            tool=second.PACKAGE,
+            bound=_second_bound(),
+            binding="the models that are replayed and checked by TLC",
+            code=_SECOND_CODE,
+            assumes="SANY, which is TLC's, reads the models for both; Moves of the driver's is left out (ENABLED)",
+            counted=_states(second.holding()),
+        ),
+        declare(
+            "tla.second-checker.must-fail",
+            "with a rule dropped, the second model checker finds the same invariant violated",
+            tool=second.PACKAGE,
+            bound="one dropped rule at a time; not those that violate a property over time, nor Moves",
+            binding="the rules that TLC's configurations drop",
+            code=_SECOND_CODE,
+            assumes="SANY, which is TLC's, reads the models for both",
+            counted=f"{len(second.failing())} configurations",
+        ),
+        declare(
             "tla.traces",
             "what queues and pools do in the tests is a behaviour that the models allow",
             tool=_TLC,
-            bound=_traced_bound(TRACED),
+            bound=_traced_bound(traces.TRACED),
             binding="events are recorded in the order of the locked sections of the real queue and pool",
-            code=(*_POOL_CODE, *_QUEUE_CODE, *TRACED),
+            code=(*_POOL_CODE, *_QUEUE_CODE, *traces.TRACED),
             assumes="only the schedules that came up are seen",
         ),
+    )
+
+
+def _second_bound(quick: bool = False) -> str:
+    taken = second.holding(quick)
+    whole = len([*models.HOLDING, *models_paths.HOLDING])
+    return (
+        f"{len(taken)} of the {whole} configurations of StreamPool, BatchQueue, DriverRace and Paths: those of at most "
+        f"{max(c.states or 0 for c in taken):,} states without symmetry; not SteelGEMM, nor properties over time"
     )
 
 
@@ -235,8 +251,26 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
             yield _ended(known["tla.must-fail"], done, f"{_good(done)} configurations", version)
         else:
             yield _ended(known["tla.planted"], done, f"{_good(done)} of {len(done)} bugs noticed", version)
+    yield from _second(quick, wanted, known)
     if wanted("tla.traces"):
         yield _traces(known["tla.traces"], quick, version)
+
+
+def _second(quick: bool, wanted: Wanted, known: dict[str, Claim]) -> Iterator[Claim]:
+    name = "tla.second-checker"
+    if not wanted(name) and not wanted(f"{name}.must-fail"):
+        return
+    try:
+        runner = second.find()
+    except second.SecondMissingError as problem:
+        raise ToolMissing(str(problem)) from problem
+    if wanted(name):
+        rows = list(second.agree(second.holding(quick), runner))
+        counted = _counted(sum(row.counts["states"] for row in rows), len(rows))
+        yield _ended(replace(known[name], bound=_second_bound(quick)), rows, counted, second.PACKAGE)
+    if wanted(f"{name}.must-fail"):
+        rows = list(second.agree(second.failing(quick), runner))
+        yield _ended(known[f"{name}.must-fail"], rows, f"{_good(rows)} configurations", second.PACKAGE)
 
 
 def _group(row: Row) -> str:
@@ -289,31 +323,12 @@ def _ended(claim: Claim, rows: list[Row], counted: str, version: str) -> Claim:
 
 def _traces(claim: Claim, quick: bool, version: str) -> Claim:
     began = time.monotonic()
-    files = _TRACED_QUICK if quick else TRACED
+    files = traces.TRACED_QUICK if quick else traces.TRACED
     with tempfile.TemporaryDirectory(prefix="traces-") as folder:
-        record = Path(folder) / "traces.json"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "verification.tla.traces",
-            "-p",
-            "no:cacheprovider",
-        ]
-        ran = subprocess.run(
-            [*command, "--record-traces", str(record), *files, "-k", _UNTRACED],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=tlc.SECONDS,
-            check=False,
-        )
-        recorded = json.loads(record.read_text(encoding="utf-8")) if ran.returncode == 0 else None
-    if recorded is None:
-        return replace(claim, why=f"pytest ended with {ran.returncode}: {ran.stdout[-1500:]}")
+        try:
+            recorded = traces.of_tests(files, Path(folder) / "traces.json")
+        except traces.TestsFailedError as problem:
+            return replace(claim, why=str(problem)[-1600:])
     followed = [traces.follow(recorded["queues"]), traces.follow_pools(recorded["pools"])]
     few = any(one.traces < 20 or one.skipped >= one.traces for one in followed)
     wrong = next((one.wrong for one in followed if one.wrong), "too few traces were recorded" if few else "")

@@ -10,8 +10,12 @@ followed through TraceStreams.tla: which slot was granted and taken back, in the
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -94,6 +98,33 @@ class PoolTrace:
         return {"size": self.size, "shares": self.shares, "events": self.events}
 
 
+class Recording:
+    """The traces of all that was made while something was recorded.
+
+    Tests count objects. So a trace is text once its queue or pool is gone, which the garbage collector doesn't count.
+    """
+
+    def __init__(self) -> None:
+        self._alive: dict[int, Trace | PoolTrace] = {}
+        self._texts: list[str] = []
+        self._next = 0
+
+    def keep(self, owner: object, trace: Trace | PoolTrace) -> None:
+        """Keep the trace of ``owner``."""
+        self._next += 1
+        self._alive[self._next] = trace
+        weakref.finalize(owner, self._seal, self._next).atexit = False
+
+    def _seal(self, number: int) -> None:
+        # It has no lock: it runs wherever the owner is collected.
+        self._texts.append(json.dumps(self._alive.pop(number).finished()))
+
+    def finished(self) -> list[Any]:
+        """Every trace as JSON takes it."""
+        alive = [trace.finished() for trace in list(self._alive.values())]
+        return [json.loads(text) for text in self._texts] + json.loads(json.dumps(alive))
+
+
 class _Returned(deque[Any]):
     """The slots that were returned; whoever takes one in, under the lock, is noted."""
 
@@ -135,9 +166,9 @@ class _Lock:
 
 
 @contextmanager
-def recording_pools() -> Iterator[list[PoolTrace]]:
+def recording_pools() -> Iterator[Recording]:
     """Record all stream pools that are made in a ``with`` block; yields their traces."""
-    traces: list[PoolTrace] = []
+    traces = Recording()
     ledger: Any = _ledger.Ledger
     init, grant = ledger.__init__, ledger._grant
 
@@ -145,7 +176,7 @@ def recording_pools() -> Iterator[list[PoolTrace]]:
         init(self, size, exhausted, name)
         self._returned = _Returned()
         self._returned.trace = PoolTrace(size, exhausted == "share")
-        traces.append(self._returned.trace)
+        traces.keep(self, self._returned.trace)
 
     def granted(self: Any, slot: Any, lease: Any) -> None:
         if isinstance(self._returned, _Returned):
@@ -160,10 +191,10 @@ def recording_pools() -> Iterator[list[PoolTrace]]:
 
 
 @contextmanager
-def recording() -> Iterator[list[Trace]]:
+def recording() -> Iterator[Recording]:
     """Record all queues that are made in a ``with`` block; yields their traces."""
-    traces: list[Trace] = []
-    known: dict[int, Trace] = {}  # by the scheduler's id; those of dead schedulers are overwritten
+    traces = Recording()
+    known: dict[int, Trace] = {}  # by the scheduler's id
     here = threading.local()
     scheduler_class: Any = _scheduler.Scheduler
     undo: list[Callable[[], None]] = []
@@ -177,7 +208,8 @@ def recording() -> Iterator[list[Trace]]:
     def made(self: Any, *arguments: Any, **options: Any) -> None:
         init(self, *arguments, **options)
         trace = known[id(self)] = Trace()
-        traces.append(trace)
+        traces.keep(self, trace)
+        weakref.finalize(self, known.pop, id(self), None).atexit = False
         self.lock = _Lock(trace, here)
         self._quiet = threading.Condition(self.lock)
 
@@ -189,7 +221,10 @@ def recording() -> Iterator[list[Trace]]:
 
     def many(self: Any, requests: Any) -> None:
         here.many = requests
-        submit_many(self, requests)
+        try:
+            submit_many(self, requests)
+        finally:
+            del here.many
 
     def before(step: str, subject: object) -> None:
         here.tick = None
@@ -314,6 +349,60 @@ def _tla(log: Sequence[tuple[str, list[int], list[int]]]) -> str:
 
 # ---------------------------------------------------------------- the plugin
 
+#: What the traces are recorded from.
+TRACED = (
+    "tests/test_queue_lead.py",
+    "tests/test_streams.py",
+    "tests/test_queue_basics.py",
+    "tests/test_queue_limits.py",
+    "tests/test_queue_map.py",
+    "tests/test_queue_ends.py",
+)
+TRACED_QUICK = TRACED[:2]
+#: Of those: not what ends by a fork or another program, nor what is too long for TLC.
+UNTRACED = "not ten_thousand and not fork and not program and not random and not answers"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class TestsFailedError(RuntimeError):
+    """The tests that were to be recorded did not pass; the message has the end of what pytest said."""
+
+
+def of_tests(files: Sequence[str], file: Path, *, seconds: float = tlc.SECONDS) -> dict[str, list[Any]]:
+    """Run tests with the recorder on; the traces of their "queues" and "pools".
+
+    Args:
+        files: of tests, from the root of the project.
+        file: where the traces are written.
+        seconds: how long the tests may take.
+
+    Raises:
+        TestsFailedError: a test failed.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "verification.tla.traces",
+        "-p",
+        "no:cacheprovider",
+    ]
+    ran = subprocess.run(
+        [*command, "--record-traces", str(file), *files, "-k", UNTRACED],
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if ran.returncode:
+        raise TestsFailedError(f"pytest ended with {ran.returncode}: {ran.stdout[-3000:]}")
+    recorded: dict[str, list[Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return recorded
+
 
 def pytest_addoption(parser: Any) -> None:
     """Where to write what was recorded."""
@@ -332,5 +421,5 @@ def pytest_unconfigure(config: Any) -> None:
     """Write what was recorded."""
     if "open" in config.stash:
         config.stash["open"].close()
-        recorded = {kind: [trace.finished() for trace in config.stash[kind]] for kind in ("queues", "pools")}
+        recorded = {kind: config.stash[kind].finished() for kind in ("queues", "pools")}
         Path(config.getoption("--record-traces")).write_text(json.dumps(recorded), encoding="utf-8")

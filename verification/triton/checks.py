@@ -1,0 +1,211 @@
+"""The checks of the Triton kernels on the calls that are asked for; each in a process of its own (__main__.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+#: Whether a call of that name is asked for.
+Chosen = Callable[[str], bool]
+_TOGETHER: Final = max(2, (os.cpu_count() or 2) // 2)
+#: Why sentryward may be unable to decide, by what it says; anything else is wrong.
+UNDECIDED: Final = {
+    "wgmma": "products by warpgroups (wgmma), which sentryward does not know",
+    "control_predicate_not_static": "branches on data",
+    "timeout": "more time than it is given",
+    "memory_budget_exceeded": "more memory than it is given",
+    "alike": "stores by several threads to one place, which were not shown to be of one value",
+    "address": "addresses that rest on data",
+    "cp.async wait count": "counts of asynchronous copies on a path that rests on data",
+}
+
+
+@dataclass
+class Found:
+    """What a check found.
+
+    Attributes:
+        wrong: What is wrong, in words.
+        counts: What was done.
+        kernels: Which ran.
+        undecided: Launches that sentryward could not decide, by the reason: kernel and call.
+    """
+
+    wrong: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    kernels: list[str] = field(default_factory=list)
+    undecided: dict[str, list[str]] = field(default_factory=dict)
+
+
+def bounds(chosen: Chosen) -> Found:
+    """Runs the calls in Triton's interpreter; every access is checked."""
+    import torch
+
+    from . import bounds as check
+    from . import calls
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's, of numbers that do not matter
+    asked = [call for call in (*calls.calls(), *calls.edges()) if chosen(call.name)]
+    with check.checking() as checker:
+        wrong = check.run(asked, checker)
+    counts = {
+        "calls": len(asked), "launches": checker.launches, "programs": checker.programs, "accesses": checker.accesses,
+    }  # fmt: skip
+    return Found(wrong, counts, sorted(checker.kernels))
+
+
+def _recorded(chosen: Chosen) -> tuple[list, list[str]]:  # type: ignore[type-arg]
+    import torch
+
+    from . import calls, record
+
+    torch.set_num_threads(1)
+    recorder, names = record.Recorder(), list[str]()
+    with recorder.during():
+        for call in calls.calls():
+            if chosen(call.name):
+                recorder.begin_call()
+                call.run(calls.Make("cuda", recorder.unseen, recorder.begin_call))
+                names += [call.name] * (len(recorder.events) - len(names))
+    return recorder.events, names
+
+
+def early(chosen: Chosen) -> Found:
+    """Compiles what the calls launch, and looks at what starts early."""
+    from . import early as check
+    from .compile import Compiled, no_assembler, to_ptx
+    from .record import Launched
+
+    events, _ = _recorded(chosen)
+    made = dict[tuple[str, object], Compiled]()
+    before = {}
+    with no_assembler():
+        for place, event in enumerate(events):
+            if isinstance(event, Launched):
+                if event.key not in made:
+                    made[event.key] = to_ptx(event)
+                before[place] = check.before_wait(event, made[event.key].ptx)
+    wrong = check.check(events, before)
+    counts = {
+        "launches": len(before), "variants": len(made), "early": sum(bool(b.reads) for b in before.values()),
+    }  # fmt: skip
+    return Found(list(dict.fromkeys(wrong)), counts, sorted({name for name, _ in made}))
+
+
+def races(chosen: Chosen) -> Found:
+    """Compiles what the calls launch, and has sentryward look at one launch of each variant."""
+    from . import races as check
+    from .compile import Compiled, no_assembler, to_ptx
+    from .ptx import without_copies
+    from .record import Launched
+
+    check.version()
+    events, names = _recorded(chosen)
+    first = dict[tuple[str, object], tuple[Launched, str]]()
+    for event, name in zip(events, names, strict=True):
+        if isinstance(event, Launched):
+            first.setdefault(event.key, (event, name))
+    found = Found(kernels=sorted({event.name for event, _ in first.values()}))
+    counts = {"variants": len(first), "free": 0, "free without copies": 0, "undecided": 0}
+
+    def one(event: Launched, compiled: Compiled) -> tuple[str, str]:
+        if "wgmma" in compiled.ptx:
+            return "undecided", "wgmma"
+        verdict = check.check(event, compiled)
+        how = "free"
+        if verdict.flagged:
+            alone, copies = without_copies(compiled.ptx, compiled.threads)
+            if copies:
+                verdict = check.check(event, Compiled(alone, compiled.shared, compiled.threads))
+                how = "free without copies"
+        if verdict.free:
+            return how, ""
+        why = f"{verdict.result} {verdict.why}"
+        if verdict.result == "potential_race" and verdict.alike:
+            return "undecided", "alike"
+        return ("wrong" if verdict.flagged else "undecided"), why
+
+    with no_assembler(), ThreadPoolExecutor(_TOGETHER) as pool:
+        # Compiled one after the other: Triton is not asked to compile in several threads.
+        running = [(e, name, pool.submit(one, e, to_ptx(e))) for e, name in first.values()]
+        for event, name, future in running:
+            result, why = future.result()
+            reason = next((r for said, r in UNDECIDED.items() if said in why), "")
+            if result == "wrong" or (result == "undecided" and not reason):
+                found.wrong.append(f"{event.name} in {name}: {why}")
+            else:
+                counts[result] += 1
+            if result == "undecided" and reason:
+                found.undecided.setdefault(reason, []).append(f"{event.name} in {name}")
+    found.counts = counts
+    return found
+
+
+def kernels_launched_by_nobody(found: Iterable[str]) -> list[str]:
+    """Kernels in the sources that no call launches."""
+    import steelworks.kernels.triton as package
+
+    folder = Path(str(package.__file__)).parent
+    defined = set[str]()
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        place = path.stem.removeprefix("_").removesuffix("_kernels")
+        defined |= {
+            f"{place}.{name}"
+            for name in re.findall(r"^[A-Z_]+(?:: Final)? = Kernel\(\s*(\w+)", text, re.MULTILINE)
+        }
+    return sorted(defined - set(found))
+
+
+def barriers(chosen: Chosen) -> Found:
+    """Takes each barrier out of the PTX of what the calls launch, in turn; sentryward says what it makes of that."""
+    from . import races as check
+    from .compile import Compiled, no_assembler, to_ptx
+    from .planted import without_barrier
+    from .ptx import without_copies
+    from .record import Launched
+
+    check.version()
+    events, names = _recorded(chosen)
+    first = dict[tuple[str, object], tuple[Launched, str]]()
+    for event, name in zip(events, names, strict=True):
+        if isinstance(event, Launched):
+            first.setdefault(event.key, (event, name))
+    found = Found(counts={"barriers": 0, "flagged": 0, "not needed": 0, "undecided": 0})
+
+    def one(event: Launched, compiled: Compiled, ptx: str) -> str:
+        verdict = check.check(event, Compiled(ptx, compiled.shared, compiled.threads))
+        return "flagged" if verdict.flagged else "not needed" if verdict.free else "undecided"
+
+    with no_assembler(), ThreadPoolExecutor(_TOGETHER) as pool:
+        running = []
+        for event, name in first.values():
+            compiled = to_ptx(event)
+            alone, _ = without_copies(compiled.ptx, compiled.threads)
+            mutants = without_barrier(alone)
+            running += [
+                (f"{event.name} in {name}, barrier {n}", pool.submit(one, event, compiled, m))
+                for n, m in enumerate(mutants, 1)
+            ]
+        for label, future in running:
+            result = future.result()
+            found.counts["barriers"] += 1
+            found.counts[result] += 1
+            if result != "flagged":
+                found.undecided.setdefault(result, []).append(label)
+    return found
+
+
+CHECKS: Final[dict[str, Callable[[Chosen], Found]]] = {
+    "barriers": barriers,
+    "bounds": bounds,
+    "early": early,
+    "races": races,
+}

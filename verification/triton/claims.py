@@ -1,0 +1,169 @@
+"""The Triton kernels as claims: races, bounds, programmatic dependent launch, and what the checks are worth."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from verification.claims import Claim, ToolMissing, declare
+from verification.parts import Wanted, everything
+
+_FOLDER: Final = Path(__file__).resolve().parent
+_KERNELS: Final = "steelworks/kernels/triton"
+_BOUND: Final = "one or more small launches of each kernel and form; every form of the tuning tables"
+_BINDING: Final = (
+    "what the host functions launch, recorded: constants, types, hints, grid and operands are theirs"
+)
+#: The quick set's calls: one or two of a family.
+QUICK: Final = (
+    r"^(attention 2x5x7x16|linear 16x32 in 1|lora mixed none|norms 3x384|norms rms stats|int8 1x40x130|"
+    r"softmax 3x50|softmax backward|topk 2x100 5)$"
+)
+#: Launches of which each barrier is taken out: those that sentryward decides in seconds.
+BARRIERS: Final = (
+    r"^(softmax 3x50|softmax 3x1000|softmax exact|softmax rows apart|norms 3x50|norms 3x700|norms backward 100|"
+    r"linear 16x32 in 1|linear 16x64x256 no bias|linear 32x64x64 no bias)$"
+)
+QUICK_BARRIERS: Final = r"^softmax 3x50$"
+#: Of the planted bugs, the quick set takes one in so many.
+QUICK_OF: Final = 5
+
+
+def declared() -> tuple[Claim, ...]:
+    """What is claimed of the Triton kernels."""
+    bugs = len(tomllib.loads((_FOLDER / "planted.toml").read_text(encoding="utf-8"))["bug"])
+    return (
+        declare(
+            "triton.races",
+            "Triton kernels, in the launches that the tool can decide: no two threads conflict in memory "
+            "without order, and all threads meet at each barrier; launches that it can't decide are counted",
+            tool="sentryward",
+            bound=_BOUND,
+            binding=f"{_BINDING}; their PTX for sm_90a",
+            code=(_KERNELS, "verification/triton"),
+            assumes="sentryward's model of PTX; other operands do not overlap; of threads that store one value to one "
+            "place alike, one may stand for all; assembler and hardware do what the PTX says",
+        ),
+        declare(
+            "triton.bounds",
+            "Triton kernels: each access is to an element of the tensor that it is meant for; no two programs use an "
+            "element that one of them writes, unless an atomic operation orders them; nor does a program use "
+            "such an element again without a barrier",
+            tool="Triton's interpreter",
+            bound=f"{_BOUND}; sizes at and around the sides of tiles; random data",
+            binding="the kernels themselves, launched by the host functions; constants of an sm_90",
+            code=(_KERNELS, "verification/triton/bounds.py"),
+            assumes="the compiler keeps addresses; the interpreter's order of programs stands for all",
+        ),
+        declare(
+            "triton.early",
+            "Triton kernels that start while the one before them ends write nothing, and read only what no kernel that "
+            "may still run can write, before they wait; and every path waits",
+            tool="a reader of PTX",
+            bound=_BOUND,
+            binding=f"{_BINDING}; their PTX for sm_90a, and the order of launches",
+            code=(_KERNELS, "verification/triton/early.py"),
+            assumes="PyTorch's kernels start when all before them is done; settled() is right about tensors",
+        ),
+        declare(
+            "triton.planted",
+            "bugs planted in the Triton kernels and their launches are noticed by the check that is named; each "
+            "barrier taken out of PTX is noticed, or proven to be one too many",
+            tool="sentryward, Triton's interpreter",
+            bound="one bug at a time",
+            binding="a copy of the kernels, changed; the recorded launches' PTX, changed",
+            code=(_KERNELS, "verification/triton/planted.toml"),
+            assumes="nothing",
+            counted=f"{bugs} of {bugs} bugs noticed",
+        ),
+    )
+
+
+def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
+    """Records, compiles and checks; yields each claim as it ends.
+
+    Raises:
+        ToolMissing: There is no Triton, or no sentryward.
+    """
+    for package in ("triton", "sentryward"):
+        if importlib.util.find_spec(package) is None:
+            raise ToolMissing(f"{package} is not here; install it with: python -m pip install {package}")
+    triton = f"Triton {importlib.metadata.version('triton')}"
+    sentryward = f"sentryward {importlib.metadata.version('sentryward')}, {triton}"
+    known = {claim.name: claim for claim in declared()}
+    if wanted("triton.bounds"):
+        yield _check(replace(known["triton.bounds"], tool=triton), "bounds", quick)
+    if wanted("triton.early"):
+        yield _check(replace(known["triton.early"], tool=triton), "early", quick)
+    if wanted("triton.races"):
+        yield _check(replace(known["triton.races"], tool=sentryward), "races", quick)
+    if wanted("triton.planted"):
+        yield _planted(replace(known["triton.planted"], tool=sentryward), quick)
+
+
+def _check(claim: Claim, name: str, quick: bool) -> Claim:
+    from . import checks, planted
+
+    began = time.monotonic()
+    found = planted.run(name, QUICK if quick else "")
+    wrong = list(found["wrong"])
+    if not quick:
+        nobody = checks.kernels_launched_by_nobody(found["kernels"])
+        wrong += [f"no call launches {kernel}, so it was not checked" for kernel in nobody]
+    return replace(
+        claim,
+        bound="one or two launches of each family" if quick else claim.bound,
+        counted=_counted(name, found),
+        passed=not wrong and bool(found["kernels"]),
+        seconds=time.monotonic() - began,
+        why="\n".join(wrong)[:2000],
+    )
+
+
+def _counted(name: str, found: dict[str, Any]) -> str:
+    counts, kernels = found["counts"], len(found["kernels"])
+    if name == "bounds":
+        return (
+            f"{counts['accesses']:,} elements accessed by {counts['programs']:,} programs in {counts['launches']} "
+            f"launches of {kernels} kernels"
+        )
+    if name == "early":
+        return (
+            f"{counts['launches']} launches, {counts['variants']} variants of {kernels} kernels; "
+            f"{counts['early']} launches read early"
+        )
+    free = counts["free"] + counts["free without copies"]
+    reasons = ", ".join(f"{len(where)} {reason}" for reason, where in sorted(found["undecided"].items()))
+    said = f"{free} of {counts['variants']} variants of {kernels} kernels free of races"
+    if counts["free without copies"]:
+        said += f" ({counts['free without copies']} with one thread for those that store alike)"
+    return said + (
+        f"; {counts['undecided']} undecided: {reasons}" if counts["undecided"] else "; none undecided"
+    )
+
+
+def _planted(claim: Claim, quick: bool) -> Claim:
+    from . import planted
+
+    began = time.monotonic()
+    bugs = planted.bugs()[:: QUICK_OF if quick else 1]
+    missed = [why for why in map(planted.missed, bugs) if why]
+    found = planted.run("barriers", QUICK_BARRIERS if quick else BARRIERS)
+    counts = found["counts"]
+    undecided = [f"barrier not decided: {label}" for label in found["undecided"].get("undecided", [])]
+    if not counts["flagged"]:
+        undecided.append("sentryward noticed none of the barriers that were taken out")
+    return replace(
+        claim,
+        counted=f"{len(bugs) - len(missed)} of {len(bugs)} bugs noticed; {counts['barriers']} barriers taken out: "
+        f"{counts['flagged']} noticed, {counts['not needed']} proven not to be needed, {counts['undecided']} undecided",
+        passed=bool(bugs) and not missed and not undecided,
+        seconds=time.monotonic() - began,
+        why="\n".join([*missed, *undecided])[:2000],
+    )
