@@ -1012,6 +1012,33 @@ def test_a_cancelled_future_runs_its_callbacks_once(start: Any) -> None:
     assert called == [True]
 
 
+def test_a_cancelled_request_ends_while_nobody_else_may_decide_about_it(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Held()
+    queue = start(model)
+    first = queue.submit(row(0))
+    model.wait_for_call()
+    second = queue.submit(row(1))
+    scheduler = queue._scheduler
+    end_one, free = scheduler._end_one, []
+
+    def watched(*given: Any, **named: Any) -> None:
+        free.append(
+            scheduler.lock.acquire(blocking=False)
+        )  # it must be held by the thread that ends a request
+        if free[-1]:
+            scheduler.lock.release()
+        end_one(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_end_one", watched)
+        assert second.cancel()
+    assert free == [False]
+    model.open()
+    assert_values(outcomes_of([first]), [0])
+
+
 def test_of_many_cancels_and_a_worker_exactly_one_wins(start: Any) -> None:
     queue = start(doubled, num_workers=2, max_batch_size=4)
     for _ in range(30):
