@@ -77,6 +77,18 @@ def _recorded(chosen: Chosen) -> tuple[list, list[str]]:  # type: ignore[type-ar
     return recorder.events, names
 
 
+def _variants(chosen: Chosen) -> dict:  # type: ignore[type-arg]
+    """Of each variant of a kernel the first launch, and the call that made it."""
+    from .record import Launched
+
+    events, names = _recorded(chosen)
+    first = dict[tuple[str, object], tuple[Launched, str]]()
+    for event, name in zip(events, names, strict=True):
+        if isinstance(event, Launched):
+            first.setdefault(event.key, (event, name))
+    return first
+
+
 def early(chosen: Chosen) -> Found:
     """Compiles what the calls launch, and looks at what starts early."""
     from . import early as check
@@ -107,11 +119,7 @@ def races(chosen: Chosen) -> Found:
     from .record import Launched
 
     check.version()
-    events, names = _recorded(chosen)
-    first = dict[tuple[str, object], tuple[Launched, str]]()
-    for event, name in zip(events, names, strict=True):
-        if isinstance(event, Launched):
-            first.setdefault(event.key, (event, name))
+    first = _variants(chosen)
     found = Found(kernels=sorted({event.name for event, _ in first.values()}))
     counts = {"variants": len(first), "free": 0, "free without copies": 0, "undecided": 0}
 
@@ -173,11 +181,7 @@ def barriers(chosen: Chosen) -> Found:
     from .record import Launched
 
     check.version()
-    events, names = _recorded(chosen)
-    first = dict[tuple[str, object], tuple[Launched, str]]()
-    for event, name in zip(events, names, strict=True):
-        if isinstance(event, Launched):
-            first.setdefault(event.key, (event, name))
+    first = _variants(chosen)
     found = Found(counts={"barriers": 0, "flagged": 0, "not needed": 0, "undecided": 0})
 
     def one(event: Launched, compiled: Compiled, ptx: str) -> str:

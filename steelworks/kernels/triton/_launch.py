@@ -127,6 +127,11 @@ def supports_descriptors(index: int) -> bool:
     return index < 0 or torch.cuda.get_device_capability(index)[0] in (9, 10)
 
 
+def aligned(*tensors: torch.Tensor) -> bool:
+    """Whether all begin where a descriptor may begin."""
+    return functools.reduce(operator.or_, map(_data_ptr, tensors)) % _ALIGNMENT == 0
+
+
 def describable(matrix: torch.Tensor) -> bool:
     """Whether a kernel may read ``(rows, columns)`` through a descriptor."""
     row, column = matrix.stride()

@@ -22,6 +22,7 @@ from ._launch import (
     Launch,
     Options,
     Plans,
+    aligned,
     cdiv,
     describable,
     interpreted,
@@ -120,7 +121,7 @@ def _run(
     early = supports_pdl(x.get_device()) and settled(*(t for s in layers for t in (s.weight, s.bias)))
     key = (
         x.shape, x.stride(), x.dtype, x.device, activation, early, tile,
-        None if residual is None else (residual.shape, residual.dtype), _aligned(x, layers),
+        None if residual is None else (residual.shape, residual.dtype), aligned(x, *(s.weight for s in layers)),
         *((s.weight.shape, s.weight.stride(), s.weight.dtype, _shape(s.bias)) for s in layers),
     )  # fmt: skip
     bound = _plans.get(key)
@@ -145,14 +146,6 @@ def _run(
     else:
         bound.launch(*given)
     return outs
-
-
-def _aligned(x: torch.Tensor, layers: tuple[Layer, ...]) -> bool:
-    """Whether x and the weights begin where a descriptor may begin."""
-    begin = x.data_ptr()
-    for layer in layers:
-        begin |= layer.weight.data_ptr()
-    return begin % 16 == 0
 
 
 def _three(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

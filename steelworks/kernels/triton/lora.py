@@ -15,6 +15,7 @@ from ._launch import (
     Launch,
     Options,
     Plans,
+    aligned,
     cdiv,
     describable,
     interpreted,
@@ -263,7 +264,7 @@ def _forward(
     key = (
         x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, a.shape, a.dtype,
         b.shape, b.dtype, bias if bias is None else (bias.shape, bias.dtype), scale, keep_low, tile,
-        _aligned(x, weight),
+        aligned(x, weight),
     )  # fmt: skip
     plan = _plans.get(key)
     if plan is None:
@@ -297,7 +298,7 @@ def _grad_x(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """grad W + scale (grad B) A, and grad B. The kernels of forward, with W, A and B transposed."""
     m, n, k, r = grad.shape[0], *weight.shape, a.shape[0]
-    key = ("x", m, n, k, r, weight.stride(0), grad.dtype, grad.device, scale, _aligned(grad, weight))
+    key = ("x", m, n, k, r, weight.stride(0), grad.dtype, grad.device, scale, aligned(grad, weight))
     plan = _plans.get(key)
     if plan is None:
         plan = _plans.keep(key, _make(grad, weight, b, a, scale, True, has_bias=False, transposed=True))
@@ -349,11 +350,6 @@ def _run_described(
     plan.first(x, a, parts, scaled, low, counters)
     plan.main(x, weight, out if bias is None else bias.contiguous(), scaled, b, out)
     return low
-
-
-def _aligned(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether both begin where a descriptor may begin."""
-    return (x.data_ptr() | weight.data_ptr()) % 16 == 0
 
 
 def _make(
@@ -423,14 +419,9 @@ def _make_described(
     pdl = supports_pdl(x.get_device())
     rank = max(_DOT_LEAST, power_of_two(r))
     split = _low_parts(tile.parts, k)
-    float32, counters = _nothing(x.device)
-    first = LOW.bind(
-        (x, a, float32, float32, x, counters),
-        scalars=(m, k, r, x.stride(0), a.stride(0), scale),
-        constants=_low_constants(x, tile.low_rows, rank, split, transposed)
-        | {"WHOLE": True, "KEEP_LOW": keep_low},
-        grid=(cdiv(m, tile.low_rows), split),
-        options=Options(num_warps=4, num_stages=4, pdl=pdl),
+    float32 = _nothing(x.device)[0]
+    first = _bind_low(
+        x, a, r, scale, tile.low_rows, split, transposed=transposed, whole=True, keep_low=keep_low
     )
     block = (tile.depth, tile.columns) if transposed else (tile.columns, tile.depth)
     main = ADAPTED.bind(
@@ -462,17 +453,25 @@ def _low_parts(most: int, k: int) -> int:
     return split
 
 
-def _low_constants(x: torch.Tensor, rows: int, rank: int, split: int, transposed: bool) -> dict[str, Any]:
-    return {
-        "BM": rows,
-        "BK": _LOW_DEPTH,
-        "RANK": rank,
-        "SPLIT": split,
-        "TRANSPOSED": transposed,
-        "EVEN": x.shape[1] % (_LOW_DEPTH * split) == 0,
-        "PRECISION": _precision(x.dtype),
-        "PDL": supports_pdl(x.get_device()),
-    }
+def _bind_low(
+    x: torch.Tensor, a: torch.Tensor, r: int, scale: float, rows: int, split: int,
+    *, transposed: bool, whole: bool, keep_low: bool,
+) -> Launch:  # fmt: skip
+    """The small launch, which makes x A^T."""
+    m, k = x.shape
+    pdl = supports_pdl(x.get_device())
+    float32, counters = _nothing(x.device)
+    return LOW.bind(
+        (x, a, float32, float32, x, counters),
+        scalars=(m, k, r, x.stride(0), a.stride(0), scale),
+        constants={
+            "BM": rows, "BK": _LOW_DEPTH, "RANK": max(_DOT_LEAST, power_of_two(r)), "SPLIT": split,
+            "TRANSPOSED": transposed, "EVEN": k % (_LOW_DEPTH * split) == 0, "WHOLE": whole, "KEEP_LOW": keep_low,
+            "PRECISION": _precision(x.dtype), "PDL": pdl,
+        },
+        grid=(cdiv(m, rows), split),
+        options=Options(num_warps=4, num_stages=4, pdl=pdl),
+    )  # fmt: skip
 
 
 def _make_beside(
@@ -489,15 +488,11 @@ def _make_beside(
     pdl = supports_pdl(x.get_device())
     rank = max(_DOT_LEAST, power_of_two(r))
     beside = pick_beside(m, n, k, r)
-    rows, columns = beside.low_rows, beside.columns
+    columns = beside.columns
     split = _low_parts(beside.parts, k)
-    float32, counters = _nothing(x.device)
-    first = LOW.bind(
-        (x, a, float32, float32, x, counters),
-        scalars=(m, k, r, x.stride(0), a.stride(0), scale),
-        constants=_low_constants(x, rows, rank, split, transposed) | {"WHOLE": False, "KEEP_LOW": False},
-        grid=(cdiv(m, rows), split),
-        options=Options(num_warps=4, num_stages=4, pdl=pdl),
+    float32 = _nothing(x.device)[0]
+    first = _bind_low(
+        x, a, r, scale, beside.low_rows, split, transposed=transposed, whole=False, keep_low=False
     )
     main = ADD.bind(
         (float32, b, x, x),
