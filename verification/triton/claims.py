@@ -82,6 +82,18 @@ def declared() -> tuple[Claim, ...]:
             assumes="nothing",
             counted=f"{bugs} of {bugs} bugs noticed",
         ),
+        declare(
+            "triton.device",
+            "Triton kernels on a GPU, under NVIDIA's compute-sanitizer: no access outside of an allocation or "
+            "misaligned, no conflict in shared memory, no barrier that some threads miss, no read of what nobody wrote",
+            tool="compute-sanitizer",
+            bound=f"{_BOUND}; sizes at and around the sides of tiles; as they ran",
+            binding="the kernels themselves, launched by the host functions; a hash says that they are these",
+            code=(_KERNELS, "verification/triton/sanitizer.json"),
+            assumes="it is a record of a run on such a machine, which nothing here repeats; what asynchronous products "
+            "and the copy engine access is hardly seen, as the barriers taken out beside them show; an access by less "
+            "than 16 bytes outside may be missed",
+        ),
     )
 
 
@@ -105,6 +117,8 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
         yield _check(replace(known["triton.races"], tool=sentryward), "races", quick)
     if wanted("triton.planted"):
         yield _planted(replace(known["triton.planted"], tool=sentryward), quick)
+    if wanted("triton.device"):
+        yield _recorded(known["triton.device"])
 
 
 def _check(claim: Claim, name: str, quick: bool) -> Claim:
@@ -145,6 +159,33 @@ def _counted(name: str, found: dict[str, Any]) -> str:
         said += f" ({counts['free without copies']} with one thread for those that store alike)"
     return said + (
         f"; {counts['undecided']} undecided: {reasons}" if counts["undecided"] else "; none undecided"
+    )
+
+
+def _recorded(claim: Claim) -> Claim:
+    from . import sanitizer
+
+    kept = sanitizer.record()
+    tools, planted = kept["tools"], kept["planted"]
+    wrong = [
+        f"{name}: {text}"
+        for name, tool in tools.items()
+        for text in (*tool["findings"], tool["problem"])
+        if text
+    ]
+    wrong += [f"{name} did not run" for name in sanitizer.TOOLS if not tools.get(name, {}).get("calls")]
+    shares = [
+        f"{len(planted[kind][sanitizer.NOTICED])} of {sum(map(len, planted[kind].values()))} {kind}"
+        for kind in sanitizer.KINDS
+    ]
+    return replace(
+        claim,
+        tool=f"compute-sanitizer {kept['version']}, {kept['gpu']}, PyTorch {kept['torch']}, Triton {kept['triton']}",
+        counted=f"{min(tool['calls'] for tool in tools.values())} calls under each of {len(tools)} tools; planted bugs "
+        f"noticed: {', '.join(shares)}",
+        passed=not wrong,
+        seconds=kept["seconds"],
+        why="\n".join(wrong)[:2000],
     )
 
 
