@@ -31,6 +31,7 @@ class Claim:
         passed: Whether the property holds, with the figures that are pinned.
         seconds: Wall-clock time.
         why: Where it did not pass: the first thing that went wrong.
+        in_quick: It belongs to the quick set, too.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Claim:
     passed: bool
     seconds: float
     why: str = ""
+    in_quick: bool = True
 
 
 def declare(
@@ -56,9 +58,10 @@ def declare(
     code: tuple[str, ...],
     assumes: str,
     counted: str = "",
+    in_quick: bool = True,
 ) -> Claim:
     """A claim before it is checked: what a part's ``declared()`` returns (parts.py).
 
     ``bound`` is the full set's; ``counted`` is the beginning of what will be counted, as far as the code pins it.
     """
-    return Claim(name, claim, tool, bound, counted, binding, code, assumes, passed=False, seconds=0.0)
+    return Claim(name, claim, tool, bound, counted, binding, code, assumes, False, 0.0, in_quick=in_quick)

@@ -62,7 +62,7 @@ def main(options: Options, console: Console, parts: Sequence[Part] | None = None
         everything = declared(PARTS if parts is None else parts)
     except BrokenPart as problem:
         raise Refused(f"a part of the evidence does not say what it claims: {problem}") from None
-    wanted = choose(everything, options.only)
+    wanted = choose(everything, options.only, options.quick)
     if options.list_only:
         show.listing(console, wanted)
         return 0
@@ -95,11 +95,13 @@ def main(options: Options, console: Console, parts: Sequence[Part] | None = None
     return whole.status
 
 
-def choose(everything: Sequence[Declared], only: Sequence[str]) -> list[tuple[Declared, tuple[str, ...]]]:
-    """The claims whose names contain one of ``only``, or all; in parts.
+def choose(
+    everything: Sequence[Declared], only: Sequence[str], quick: bool = False
+) -> list[tuple[Declared, tuple[str, ...]]]:
+    """The claims whose names contain one of ``only``, or all; in parts. With ``quick`` those of the quick set.
 
     Raises:
-        Refused: A text that no name contains.
+        Refused: A text that no name contains, or only names of the full set.
     """
     names = [claim.name for one in everything for claim in one.claims]
     for text in only:
@@ -107,9 +109,11 @@ def choose(everything: Sequence[Declared], only: Sequence[str]) -> list[tuple[De
             raise Refused(f"--only {text}: no claim has that in its name; there are {', '.join(names)}")
     chosen = []
     for one in everything:
-        some = tuple(c.name for c in one.claims if not only or any(text in c.name for text in only))
-        if some:
-            chosen.append((one, some))
+        some = [c for c in one.claims if not only or any(text in c.name for text in only)]
+        if names := tuple(c.name for c in some if c.in_quick or not quick):
+            chosen.append((one, names))
+    if not chosen:
+        raise Refused(f"--only {', '.join(only)}: these claims are of the full set; leave --quick out")
     return chosen
 
 

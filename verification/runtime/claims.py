@@ -34,7 +34,7 @@ def declared() -> tuple[Claim, ...]:
             tool="pytest",
             bound=f"{len(bugs)} of {len(everything)} bugs written by hand, every {EVERY}th; "
             "`python scripts/planted_bugs.py` plants all",
-            binding="a copy of the package, changed; the tests pass without the change",
+            binding="a copy of the package, changed; the test that notices passes without the change",
             code=(*sorted({bug.file for bug in everything}), "tests/planted"),
             assumes="a test that hangs has noticed too",
             counted=f"{len(bugs)} of {len(bugs)} bugs caught",
@@ -74,14 +74,11 @@ def claims(quick: bool) -> Iterator[Claim]:
         claim = replace(claim, bound=f"{len(bugs)} of {len(everything)} bugs written by hand")
     claim = replace(claim, tool=f"pytest {pytest.__version__}, hypothesis {hypothesis.__version__}")
     caught, wrong = 0, []
-    try:
-        for tried in planted_bugs.try_all(bugs):
-            if tried.verdict == planted_bugs.CAUGHT:
-                caught += 1
-            else:
-                wrong.append(f"{tried.verdict}: {tried.bug.name}: {tried.reason}")
-    except planted_bugs.NotUnbroken as problem:
-        wrong.append(str(problem))
+    for tried in planted_bugs.try_all(bugs):
+        if tried.verdict == planted_bugs.CAUGHT:
+            caught += 1
+        else:
+            wrong.append(f"{tried.verdict}: {tried.bug.name}: {tried.reason}")
     yield replace(
         claim,
         counted=f"{caught} of {len(bugs)} bugs caught",

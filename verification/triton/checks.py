@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 #: Whether a call of that name is asked for.
 Chosen = Callable[[str], bool]
 _TOGETHER: Final = max(2, (os.cpu_count() or 2) // 2)
+#: Launches that sentryward does not decide in time.
+SLOW: Final = Path(__file__).with_name("slow.txt")
 #: Why sentryward may be unable to decide, by what it says; anything else is wrong.
 UNDECIDED: Final = {
     "wgmma": "products by warpgroups (wgmma), which sentryward does not know",
@@ -61,6 +64,7 @@ def bounds(chosen: Chosen) -> Found:
     return Found(wrong, counts, sorted(checker.kernels))
 
 
+@functools.cache
 def _recorded(chosen: Chosen) -> tuple[list, list[str]]:  # type: ignore[type-arg]
     import torch
 
@@ -75,6 +79,18 @@ def _recorded(chosen: Chosen) -> tuple[list, list[str]]:  # type: ignore[type-ar
                 call.run(calls.Make("cuda", recorder.unseen, recorder.begin_call))
                 names += [call.name] * (len(recorder.events) - len(names))
     return recorder.events, names
+
+
+_PTX: Final = dict[tuple[str, object], Any]()
+
+
+def _compiled(event: Any) -> Any:
+    """The PTX of a launch's variant; compiled once in this process."""
+    from .compile import to_ptx
+
+    if event.key not in _PTX:
+        _PTX[event.key] = to_ptx(event)
+    return _PTX[event.key]
 
 
 def _variants(chosen: Chosen) -> dict:  # type: ignore[type-arg]
@@ -92,18 +108,16 @@ def _variants(chosen: Chosen) -> dict:  # type: ignore[type-arg]
 def early(chosen: Chosen) -> Found:
     """Compiles what the calls launch, and looks at what starts early."""
     from . import early as check
-    from .compile import Compiled, no_assembler, to_ptx
+    from .compile import no_assembler
     from .record import Launched
 
     events, _ = _recorded(chosen)
-    made = dict[tuple[str, object], Compiled]()
-    before = {}
+    before, made = {}, set[tuple[str, object]]()
     with no_assembler():
         for place, event in enumerate(events):
             if isinstance(event, Launched):
-                if event.key not in made:
-                    made[event.key] = to_ptx(event)
-                before[place] = check.before_wait(event, made[event.key].ptx)
+                made.add(event.key)
+                before[place] = check.before_wait(event, _compiled(event).ptx)
     wrong = check.check(events, before)
     counts = {
         "launches": len(before), "variants": len(made), "early": sum(bool(b.reads) for b in before.values()),
@@ -112,9 +126,9 @@ def early(chosen: Chosen) -> Found:
 
 
 def races(chosen: Chosen) -> Found:
-    """Compiles what the calls launch, and has sentryward look at one launch of each variant."""
+    """Compiles what the calls launch, and has sentryward look at one launch of each variant, but for the slow."""
     from . import races as check
-    from .compile import Compiled, no_assembler, to_ptx
+    from .compile import Compiled, no_assembler
     from .ptx import without_copies
     from .record import Launched
 
@@ -122,10 +136,20 @@ def races(chosen: Chosen) -> Found:
     first = _variants(chosen)
     found = Found(kernels=sorted({event.name for event, _ in first.values()}))
     counts = {"variants": len(first), "free": 0, "free without copies": 0, "undecided": 0}
+    slow = slow_launches()
+    launched = {f"{event.name} in {name}" for event, name in first.values()}
+    calls = {name for _, name in first.values()}
+    found.wrong += [
+        f"{SLOW.name} names {one}, which nothing launches"
+        for one in sorted(slow - launched)
+        if one.partition(" in ")[2] in calls
+    ]
 
-    def one(event: Launched, compiled: Compiled) -> tuple[str, str]:
+    def one(event: Launched, compiled: Compiled, label: str) -> tuple[str, str]:
         if "wgmma" in compiled.ptx:
             return "undecided", "wgmma"
+        if label in slow:
+            return "undecided", "timeout"
         verdict = check.check(event, compiled)
         how = "free"
         if verdict.flagged:
@@ -142,18 +166,32 @@ def races(chosen: Chosen) -> Found:
 
     with no_assembler(), ThreadPoolExecutor(_TOGETHER) as pool:
         # Compiled one after the other: Triton is not asked to compile in several threads.
-        running = [(e, name, pool.submit(one, e, to_ptx(e))) for e, name in first.values()]
-        for event, name, future in running:
+        running = []
+        for event, name in first.values():
+            label = f"{event.name} in {name}"
+            running.append((label, pool.submit(one, event, _compiled(event), label)))
+        for label, future in running:
             result, why = future.result()
             reason = next((r for said, r in UNDECIDED.items() if said in why), "")
             if result == "wrong" or (result == "undecided" and not reason):
-                found.wrong.append(f"{event.name} in {name}: {why}")
+                found.wrong.append(f"{label}: {why}")
             else:
                 counts[result] += 1
             if result == "undecided" and reason:
-                found.undecided.setdefault(reason, []).append(f"{event.name} in {name}")
+                found.undecided.setdefault(reason, []).append(label)
     found.counts = counts
     return found
+
+
+def compiled(chosen: Chosen) -> dict[str, Found]:
+    """What starts early, and races: the calls are recorded and compiled once for both."""
+    return {"early": early(chosen), "races": races(chosen)}
+
+
+def slow_launches(path: Path = SLOW) -> set[str]:
+    """Launches that are not tried: kernel in call."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
 
 
 def kernels_launched_by_nobody(found: Iterable[str]) -> list[str]:
@@ -175,7 +213,7 @@ def kernels_launched_by_nobody(found: Iterable[str]) -> list[str]:
 def barriers(chosen: Chosen) -> Found:
     """Takes each barrier out of the PTX of what the calls launch, in turn; sentryward says what it makes of that."""
     from . import races as check
-    from .compile import Compiled, no_assembler, to_ptx
+    from .compile import Compiled, no_assembler
     from .planted import without_barrier
     from .ptx import without_copies
     from .record import Launched
@@ -191,7 +229,7 @@ def barriers(chosen: Chosen) -> Found:
     with no_assembler(), ThreadPoolExecutor(_TOGETHER) as pool:
         running = []
         for event, name in first.values():
-            compiled = to_ptx(event)
+            compiled = _compiled(event)
             alone, _ = without_copies(compiled.ptx, compiled.threads)
             mutants = without_barrier(alone)
             running += [
@@ -207,9 +245,10 @@ def barriers(chosen: Chosen) -> Found:
     return found
 
 
-CHECKS: Final[dict[str, Callable[[Chosen], Found]]] = {
+CHECKS: Final[dict[str, Callable[[Chosen], Found | dict[str, Found]]]] = {
     "barriers": barriers,
     "bounds": bounds,
+    "compiled": compiled,
     "early": early,
     "races": races,
 }

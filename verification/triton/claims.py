@@ -7,12 +7,15 @@ import importlib.util
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from verification.claims import Claim, ToolMissing, declare
 from verification.parts import Wanted, everything
+
+from . import checks, planted
 
 _FOLDER: Final = Path(__file__).resolve().parent
 _KERNELS: Final = "steelworks/kernels/triton"
@@ -90,6 +93,7 @@ def declared() -> tuple[Claim, ...]:
             bound=f"{_BOUND}; sizes at and around the sides of tiles; as they ran",
             binding="the kernels themselves, launched by the host functions; a hash says that they are these",
             code=(_KERNELS, "verification/triton/sanitizer.json"),
+            in_quick=False,
             assumes="it is a record of a run on such a machine, which nothing here repeats; what asynchronous products "
             "and the copy engine access is hardly seen, as the barriers taken out beside them show; an access by less "
             "than 16 bytes outside may be missed",
@@ -110,22 +114,26 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
     sentryward = f"sentryward {importlib.metadata.version('sentryward')}, {triton}"
     known = {claim.name: claim for claim in declared()}
     if wanted("triton.bounds"):
-        yield _check(replace(known["triton.bounds"], tool=triton), "bounds", quick)
-    if wanted("triton.early"):
-        yield _check(replace(known["triton.early"], tool=triton), "early", quick)
-    if wanted("triton.races"):
-        yield _check(replace(known["triton.races"], tool=sentryward), "races", quick)
+        began = time.monotonic()
+        found = planted.run("bounds", QUICK if quick else "")
+        seconds = time.monotonic() - began
+        yield _checked(replace(known["triton.bounds"], tool=triton), "bounds", quick, found, seconds)
+    both = [one for one in ("early", "races") if wanted(f"triton.{one}")]
+    if both:
+        began = time.monotonic()
+        calls = QUICK if quick else ""
+        found = planted.run("compiled", calls) if len(both) == 2 else {both[0]: planted.run(both[0], calls)}
+        seconds = time.monotonic() - began
+        for one in both:
+            tool = {"early": triton, "races": sentryward}[one]
+            yield _checked(replace(known[f"triton.{one}"], tool=tool), one, quick, found[one], seconds)
     if wanted("triton.planted"):
         yield _planted(replace(known["triton.planted"], tool=sentryward), quick)
-    if wanted("triton.device"):
+    if not quick and wanted("triton.device"):
         yield _recorded(known["triton.device"])
 
 
-def _check(claim: Claim, name: str, quick: bool) -> Claim:
-    from . import checks, planted
-
-    began = time.monotonic()
-    found = planted.run(name, QUICK if quick else "")
+def _checked(claim: Claim, name: str, quick: bool, found: dict[str, Any], seconds: float) -> Claim:
     wrong = list(found["wrong"])
     if not quick:
         nobody = checks.kernels_launched_by_nobody(found["kernels"])
@@ -135,7 +143,7 @@ def _check(claim: Claim, name: str, quick: bool) -> Claim:
         bound="one or two launches of each family" if quick else claim.bound,
         counted=_counted(name, found),
         passed=not wrong and bool(found["kernels"]),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         why="\n".join(wrong)[:2000],
     )
 
@@ -190,11 +198,10 @@ def _recorded(claim: Claim) -> Claim:
 
 
 def _planted(claim: Claim, quick: bool) -> Claim:
-    from . import planted
-
     began = time.monotonic()
     bugs = planted.bugs()[:: QUICK_OF if quick else 1]
-    missed = [why for why in map(planted.missed, bugs) if why]
+    with ThreadPoolExecutor(2) as pool:
+        missed = [why for why in pool.map(planted.missed, bugs) if why]
     found = planted.run("barriers", QUICK_BARRIERS if quick else BARRIERS)
     counts = found["counts"]
     undecided = [f"barrier not decided: {label}" for label in found["undecided"].get("undecided", [])]
