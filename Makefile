@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit mutants verify bench doctor clean
+.PHONY: help demo test lint format types unit mutants evidence verify bench doctor clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ export PYTHON TORCH TORCH_PIP_ARGS
 
 help:
 	@echo "make demo     embed real sentences from 8 threads: plain threads, a lock, a batch queue side by side"
-	@echo "make test     lint, types, tests and mutants"
+	@echo "make test     lint, types, tests, mutants of the Metal kernels, the quick set of the evidence"
 	@echo "make lint     ruff check, ruff format --check, mypy"
 	@echo "make mutants  break each barrier and each bounds guard of the Metal kernels in turn; the checks must notice"
 	@echo "make verify   all the evidence: models, proofs, bounds, kernels, planted bugs; VERIFY_ARGS=--quick for a few minutes"
@@ -59,7 +59,7 @@ EVIDENCE := tests/verification tests/kernels tests/metalsim tests/ops tests/nn t
 unit: $(VENV)/stamp-test
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@echo "== pytest: kernels, operations and proofs, on all cores"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(EVIDENCE)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not evidence" $(EVIDENCE)
 	@echo "== pytest: the runtime"
 	@$(BIN)/python -m pytest $(EVIDENCE:%=--ignore=%)
 else
@@ -71,13 +71,17 @@ mutants: $(VENV)/stamp-test
 	@echo "== mutants of the Metal kernels"
 	@$(BIN)/python -m verification.mutants.metal $(MUTANTS_ARGS)
 
+evidence: $(VENV)/stamp-test
+	@echo "== steelworks verify --quick"
+	@$(BIN)/steelworks verify --quick
+
 verify: $(VENV)/stamp-test
 	@$(BIN)/steelworks verify $(VERIFY_ARGS)
 
 test: $(VENV)/stamp-test
-	@echo "== test: lint, types, the tests, then mutants of the Metal kernels"
-	@if $(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory unit && $(MAKE) --no-print-directory mutants; \
-		then echo "verdict: make test passed (ruff, mypy, pytest and mutants)"; \
+	@echo "== test: lint, types, the tests, mutants of the Metal kernels, then the quick set of the evidence"
+	@if (for step in lint unit mutants evidence; do $(MAKE) --no-print-directory $$step || exit 1; done); \
+		then echo "verdict: make test passed (ruff, mypy, pytest, mutants and evidence)"; \
 		else \
 			if [ -f $(VENV)/missing-compiler ]; then \
 				echo "evidence missing: no Metal kernel was run or checked, and no mutant of one tried. $$(cat $(VENV)/missing-compiler)"; fi; \

@@ -146,8 +146,11 @@ def test_only_selects_claims_by_a_part_of_their_names(evidence: Evidence, tmp_pa
 
 def test_the_quick_set_leaves_out_what_belongs_to_the_full_set_only(evidence: Evidence) -> None:
     # Nothing yields it in the quick set's run, which would fail if it were asked for.
-    body = "if quick: known.pop('part.large')\n    yield from (replace(c, passed=True) for c in known.values())"
+    body = (
+        "if quick: known.pop('part.large')\n    yield from (replace(c, passed=True) for c in known.values())"
+    )
     done = evidence("--quick", part=(body, "part.small", "part.large=full"))
+    assert "left to the full set: part.large" in done.output
     assert "1 of 1 claims were checked and hold (quick set" in done.output
 
 

@@ -59,7 +59,7 @@ PARTS: tuple[Part, ...] = (
     Part("verification.cbmc.claims", "Bounds of the Metal kernels", ("packages", "cbmc", "compiler"), 3),
     Part("verification.metalsim.claims", "Metal kernels, run and checked", ("packages", "compiler"), 5),
     Part("verification.mutants.metal.claims", "Mutants of the Metal kernels", ("compiler",), 5, whole=True),
-    Part("verification.triton.claims", "Triton kernels, without a GPU", ("triton",), 10, whole=True),
+    Part("verification.triton.claims", "Triton kernels", ("triton",), 10),
     Part("verification.frontrun.claims", "Explored schedules", ("packages",), 2),
     Part("verification.runtime.claims", "Tests of queue and plans", ("packages",), 10),
     Part(

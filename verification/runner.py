@@ -1,4 +1,4 @@
-"""Runs the parts of the evidence, two at a time where they leave a core free, each in a process of its own."""
+"""Runs the parts of the evidence, several at a time where there are cores, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .claims import Claim
 from .parts import ROOT, Declared
 from .results import FAILED, HOLDS, NOT_CHECKED, Ended
 
-#: Parts at a time.
-AT_A_TIME: Final = 2
+#: Parts at a time: most keep a core busy, and some two.
+AT_A_TIME: Final = max(2, (os.cpu_count() or 2) // 2 + 1)
 #: Seconds after which a part is stopped.
 LIMIT: Final = 3600.0
 _LEAVE: Final = 30.0  # seconds that a part has to go when it is done

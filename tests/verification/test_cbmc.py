@@ -15,6 +15,7 @@ LEMMAS = lemma.all_lemmas()
 QUICK_BUGS = tuple(b for i, b in enumerate(planted.bugs()) if i % 3 == 0)
 
 
+@pytest.mark.evidence
 def test_the_first_row_of_every_check_is_proven_and_none_is_vacuous() -> None:
     with run.prepared(run.families()) as made:
         wanted = run.first_rows((where, check) for where in made.values() for check in where.checks)
@@ -23,11 +24,13 @@ def test_the_first_row_of_every_check_is_proven_and_none_is_vacuous() -> None:
     assert [(r.check.name, r.failed, r.vacuous) for r in results if not r.holds] == []
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", LEMMAS)
 def test_z3_proves_the_lemma(name: str) -> None:
     assert lemma.prove(LEMMAS[name]).failed == ()
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("bug", QUICK_BUGS, ids=lambda bug: bug.what)
 def test_a_planted_bug_is_refuted(bug: planted.Bug) -> None:
     assert planted.refute(bug).refuted

@@ -45,24 +45,29 @@ def bad(some: Iterator[Check]) -> list[Check]:
     return [one for one in done if not one.good]
 
 
+@pytest.mark.evidence
 def test_without_the_guard_every_scene_crashes_or_races(stage: Stage) -> None:
     assert bad(checks.unguarded(stage)) == []
 
 
+@pytest.mark.evidence
 def test_with_the_guard_every_scene_is_clean(stage: Stage) -> None:
     assert bad(checks.guarded(stage)) == []
 
 
+@pytest.mark.evidence
 def test_arguments_pass_through_the_guard_and_it_can_be_taken_out(stage: Stage) -> None:
     assert bad(checks.plumbing(stage)) == []
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("mistake", QUICK, ids=lambda mistake: mistake.name)
 def test_a_mistake_of_the_guard_is_noticed(mistake: planted.Mistake, stage: Stage) -> None:
     verdict = planted.notice(stage.shop, stage.guard, mistake, stage.arguments())
     assert verdict.noticed, verdict.shown
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("selector", LEFT_OUT)
 def test_a_method_that_is_left_out_is_noticed(selector: str, stage: Stage) -> None:
     (row,) = (row for row in planted.methods(stage.guard) if row.selector == selector)
@@ -89,6 +94,7 @@ def test_what_is_checked_is_what_is_shipped() -> None:
     assert len(planted.methods(build.shipped())) > 30
 
 
+@pytest.mark.evidence
 def test_what_happens_is_a_behaviour_of_the_model_and_without_the_guard_of_the_broken_one(
     stage: Stage,
 ) -> None:

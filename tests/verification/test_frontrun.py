@@ -10,6 +10,7 @@ if problem := claims.missing():
     pytest.skip(problem, allow_module_level=True)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("scene", claims.EVERY)
 def test_every_schedule_of_a_scene_ends_well(scene: str) -> None:
     found = claims.explored(scene)
@@ -17,6 +18,7 @@ def test_every_schedule_of_a_scene_ends_well(scene: str) -> None:
     assert found["schedules"] >= 2
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("bug", ["looks-before-it-returns", "who-gives-up-ends-a-request-again"])
 def test_a_planted_bug_is_noticed(bug: str) -> None:
     assert claims.explored(claims.PLANTED[bug], bug)["holds"] is False

@@ -36,6 +36,7 @@ def checks() -> Iterator[Checks]:
     checks.close()
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("config", REPLAYED, ids=named)
 def test_the_device_and_the_selector_take_every_step_of_the_model(
     config: PathsConfig, checks: Checks
@@ -45,6 +46,7 @@ def test_the_device_and_the_selector_take_every_step_of_the_model(
     assert replayed.steps >= replayed.edges > replayed.states - 1
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_the_replay_notices_a_planted_bug(
     bug: planted.Bug, checks: Checks, monkeypatch: pytest.MonkeyPatch
@@ -56,6 +58,7 @@ def test_the_replay_notices_a_planted_bug(
         replay(graph, subject(config))
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("config", QUICK, ids=named)
 def test_the_properties_hold_in_every_state(config: PathsConfig, checks: Checks) -> None:
     outcome = checks.outcome(config)
@@ -63,6 +66,7 @@ def test_the_properties_hold_in_every_state(config: PathsConfig, checks: Checks)
     assert outcome.states == config.states, "the model says more or less than it did"
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("config", FAILING, ids=named)
 def test_a_rule_that_is_dropped_is_missed(config: PathsConfig, checks: Checks) -> None:
     outcome = checks.outcome(config)

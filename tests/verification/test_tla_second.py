@@ -28,11 +28,13 @@ def why(config: Config) -> str:
     return row.why
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", HOLDING)
 def test_it_finds_as_many_states_as_tlc_and_no_violation(name: str) -> None:
     assert why(CONFIGS[name]) == ""
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", FAILING)
 def test_it_finds_the_same_invariant_violated(name: str) -> None:
     assert why(CONFIGS[name]) == ""

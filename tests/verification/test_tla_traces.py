@@ -158,6 +158,7 @@ def test_a_trace_of_a_pool_that_grants_a_stream_twice_is_refused() -> None:
     assert "Grant" in followed.wrong
 
 
+@pytest.mark.evidence
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_the_tests_of_the_queue_do_is_allowed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ NEEDS_SENTRYWARD = pytest.mark.skipif(
 BUGS = {bug.what: bug for bug in planted.bugs()}
 
 
+@pytest.mark.evidence
 @NEEDS_SENTRYWARD
 def test_a_softmax_and_a_norm_are_free_of_races() -> None:
     found = planted.run("races", r"^(softmax 3x50|norms rms stats)$")
@@ -25,6 +26,7 @@ def test_a_softmax_and_a_norm_are_free_of_races() -> None:
     assert found["counts"]["free"] + found["counts"]["free without copies"] == 2
 
 
+@pytest.mark.evidence
 @NEEDS_SENTRYWARD
 def test_most_barriers_of_a_softmax_are_needed() -> None:
     counts = planted.run("barriers", claims.QUICK_BARRIERS)["counts"]
@@ -33,18 +35,21 @@ def test_most_barriers_of_a_softmax_are_needed() -> None:
     assert counts["flagged"] + counts["not needed"] == counts["barriers"]
 
 
+@pytest.mark.evidence
 def test_accesses_of_a_few_kernels_stay_in_their_operands() -> None:
     found = planted.run("bounds", r"^(softmax 3x50|topk 2x100 5|int8 1x40x130)$")
     assert found["wrong"] == []
     assert found["counts"]["accesses"] > 0
 
 
+@pytest.mark.evidence
 def test_kernels_that_start_early_read_what_is_settled() -> None:
     found = planted.run("early", r"^(softmax 3x50|linear 16x32 in 1 early)$")
     assert found["wrong"] == []
     assert found["counts"]["early"] == 1
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize(
     "what",
     [

@@ -81,6 +81,7 @@ def declared() -> tuple[Claim, ...]:
             bound="one bug at a time",
             binding="the bug is planted in the real function, whose text it must fit",
             code=(*_CODE, "tests/verification/planted.toml"),
+            in_quick=False,
             assumes="nothing",
             counted=f"{len(PLANTED)} of {len(PLANTED)} bugs noticed",
         ),

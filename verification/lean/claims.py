@@ -148,6 +148,7 @@ def declared() -> tuple[Claim, ...]:
             bound="one error at a time",
             binding="the theories' own text, changed",
             code=(*every, "verification/lean/planted.py"),
+            in_quick=False,
             assumes="nothing",
             counted=f"{len(PLANTED)} of {len(PLANTED)} errors rejected",
         ),

@@ -16,7 +16,7 @@ from verification.claims import Claim, ToolMissing, declare
 from verification.parts import ROOT, Wanted, everything
 
 #: Of the tests of the kernels, the quick set runs one in so many.
-QUICK_OF: Final = 8
+QUICK_OF: Final = 16
 _LIMIT: Final = 1800.0  # seconds for one run of pytest
 _CORPUS: Final = "tests/metalsim/test_metal_corpus.py"
 _KERNELS: Final = ("steelworks/kernels/metal", "steelworks/metalsim", "tests/kernels")

@@ -18,7 +18,7 @@ QUICK_TESTS: Final = (
     "tests/test_statistics.py",
     "tests/test_queue_basics.py",
 )
-QUICK_EACH: Final = 2
+QUICK_EACH: Final = 1
 #: The full set takes one of so many: a bug may take a minute, where a test has to hang.
 EVERY: Final = 8
 

@@ -103,6 +103,7 @@ def declared() -> tuple[Claim, ...]:
             bound="one bug at a time",
             binding="the bug is planted in a copy of the kernel's source, whose text it must fit",
             code=(*_GEMM_CODE[:3], "tests/verification/planted_gemm.toml"),
+            in_quick=False,
             assumes="nothing",
             counted=f"{len(models_gemm.bugs())} of {len(models_gemm.bugs())} bugs noticed",
         ),

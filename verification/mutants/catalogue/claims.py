@@ -85,7 +85,7 @@ def claims(quick: bool) -> Iterator[Claim]:
 def _claim(mutants: tuple[Mutant, ...], counted: str, *, passed: bool, seconds: float, why: str) -> Claim:
     layers = len({m.layer for m in mutants})
     bound = f"{len(mutants)} bugs in {layers} layers; late ones: {LATE.name}"
-    return Claim(_NAME, _SAYS, _TOOL, bound, counted, _BINDING, _CODE, _ASSUMES, passed, seconds, why)
+    return Claim(_NAME, _SAYS, _TOOL, bound, counted, _BINDING, _CODE, _ASSUMES, passed, seconds, why, False)
 
 
 def _tools() -> None:

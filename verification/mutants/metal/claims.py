@@ -19,6 +19,7 @@ def declared() -> tuple[Claim, ...]:
             bound="every barrier and every guard of the kernels, one at a time",
             binding="the kernels' own headers, changed",
             code=("steelworks/kernels/metal", "verification/mutants/metal/survivors.toml"),
+            in_quick=False,
             assumes="what is listed as equivalent is so (survivors.toml has the reasons)",
         ),
     )
