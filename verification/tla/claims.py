@@ -30,13 +30,16 @@ _SEAM: Final = (
 _REPLAYED: Final = (
     "every edge of the state graph is replayed on the real class, the state compared after each step"
 )
+#: States of a graph that the quick set replays.
+_MOST_REPLAYED_QUICK: Final = 700
 _SECOND_CODE: Final = (*_POOL_CODE, *_QUEUE_CODE, "steelworks/devices/mps.py")
 _MODELS: Final = {POOL: "tla.stream-pool", QUEUE: "tla.batch-queue"}
 
 
 def _configs(model: str, *, live: bool | None = None, quick: bool = False) -> list[Config]:
+    """Those of a model; in the quick set only the small ones are replayed."""
     return [
-        c
+        replace(c, replayed=False) if quick and (c.states or 0) > _MOST_REPLAYED_QUICK else c
         for c in models.HOLDING
         if c.model == model and (live is None or bool(c.properties) == live) and (c.quick or not quick)
     ]
