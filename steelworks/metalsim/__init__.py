@@ -10,8 +10,9 @@ How it works
        with their attributes, ``[[host_name]]`` instantiations) and threadgroup variables. These become
        ordinary C++ with one entry function a kernel (``_emit``). Line numbers stay those of the user's file.
     2. *Compiler* (``_toolchain``): stock clang makes a shared library, kept on disk by content. Checking mode
-       adds ``-fsanitize=thread,array-bounds,alignment`` when compiling and links against our runtime in
-       place of clang's.
+       adds ``-fsanitize=thread,array-bounds,alignment`` when compiling, makes the checks of bounds strict on
+       the way from clang's front end to its optimizer (``_compile``), and links against our runtime in place
+       of clang's.
     3. *Runtime* (``runtime/``, C++; interface in ``runtime/metalsim.h``): a fiber a GPU thread, threadgroups
        over the cores, barriers and simdgroup collectives as rendezvous, schedules by choice, checks,
        counters.

@@ -30,6 +30,27 @@ kernel void index_of_member(device float* o, constant uint& at, AT) {
   for (int k = 0; k < 4; ++k) kept.values[k] = o[i] + k;
   o[i] = kept.get(at % 8);
 }
+struct Pair {
+  float value;
+  int place;
+  float sum() const thread { return value + place; }
+};
+float sum_of_row(constant float* row) { return row[0] + row[1]; }
+float value_of(thread const Pair& pair) { return pair.value; }
+#define KEPT Pair kept[4]; for (int k = 0; k < 4; ++k) kept[k] = Pair{o[i] + k, k}
+kernel void copy_of_struct(device float* o, constant uint& at, AT) {
+  KEPT;
+  const Pair one = kept[at];
+  o[i] = one.value + one.place;
+}
+kernel void method_of_struct(device float* o, constant uint& at, AT) { KEPT; o[i] = kept[at].sum(); }
+kernel void reference_to_struct(device float* o, constant uint& at, AT) { KEPT; o[i] = value_of(kept[at]); }
+kernel void row_of_table(device float* o, constant uint& at, AT) { o[i] = sum_of_row(table[at / 2]); }
+kernel void end_of_local(device float* o, constant uint& count, AT) {
+  float kept[4] = {1, 2, 3, 4}, sum = 0;
+  for (thread const float* from = kept; from < kept + count; ++from) sum += *from;
+  o[i] = sum;
+}
 
 kernel void load_vector(device const float* x, device float* o, constant uint& at, AT) {
   o[i] = (*(device const float4*)(x + at)).w;
@@ -160,6 +181,20 @@ def test_an_index_past_a_local_array_is_found() -> None:
 def test_an_index_past_a_local_array_at_the_end_of_a_struct_is_found() -> None:
     assert kinds(run("index_of_member", torch.zeros(1), 5, threads=1)) == ["out_of_bounds"]
     assert kinds(run("index_of_member", torch.zeros(1), 3, threads=1)) == []
+
+
+@pytest.mark.parametrize(
+    "kernel", ["copy_of_struct", "method_of_struct", "reference_to_struct", "row_of_table"]
+)
+def test_the_element_after_an_array_is_found_though_it_is_not_read_as_a_number(kernel: str) -> None:
+    (finding,) = run(kernel, torch.zeros(1), 4, threads=1).findings
+    assert finding.kind == "out_of_bounds"
+    assert f"index {2 if kernel == 'row_of_table' else 4} of an array" in finding.detail
+    assert kinds(run(kernel, torch.zeros(1), 3, threads=1)) == []
+
+
+def test_a_pointer_to_the_end_of_an_array_is_no_access() -> None:
+    assert kinds(run("end_of_local", torch.zeros(1), 4, threads=1)) == []
 
 
 # alignment of vectors

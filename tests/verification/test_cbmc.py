@@ -74,6 +74,7 @@ def test_no_kernel_computes_an_address_outside_of_the_index_headers_but_those_li
     assert count > 100
     assert {(a.file, a.shown) for a in found} == {(e.file, e.address) for e in addresses.exceptions()}
     assert all(e.reason for e in addresses.exceptions())
+    assert len(found) == 0
 
 
 @pytest.mark.parametrize("offset", ["long(row) * p.n + column", "at + 1", "other"])
@@ -84,6 +85,37 @@ def test_an_address_that_a_kernel_makes_up_is_noticed(offset: str, tmp_path: Pat
     found, count = addresses.outside(tmp_path)
     assert [a.offset for a in found] == [offset]
     assert count == 2
+
+
+def test_a_place_that_a_loop_counts_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "index.h").write_text("static inline long place(int row) { return (long)row * 2; }\n")
+    body = "for (int i = 0; i < 4; ++i) x[i] = y[place(i)];"
+    (tmp_path / "kernel.h").write_text(f"void kernel(device float* x, device float* y) {{ {body} }}\n")
+    found, count = addresses.outside(tmp_path)
+    assert [a.shown for a in found] == ["x[i]"]
+    assert count == 2
+
+
+@pytest.mark.parametrize(
+    ("calls", "noticed"),
+    [
+        ("put(x, place(1), 0);", False),
+        ("const long to = place(1); put(x, to, 0); put(x, place(2) + to, 1);", False),
+        ("put(x, place(1), 0); put(x, 2 * at, 1);", True),  # one of two calls makes it up
+        ("put(x, place(1), 0); put<4, 2>(x, at, 1);", True),
+        ("put(x, place(1), 0); put(x, pair<4, 2>(at), 1);", True),  # a call that can't be read
+        ("", True),  # a kernel, which nobody calls
+    ],
+)
+def test_a_parameter_is_an_index_only_if_every_call_gives_one(
+    calls: str, noticed: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "index.h").write_text("static inline long place(int row) { return (long)row * 2; }\n")
+    put = "void put(device float* to, long at, float value) { to[at] = value; }"
+    kernel = f"[[kernel]] void kernel(device float* x [[buffer(0)]], uint at [[thread_position_in_grid]]) {{ {calls} }}"
+    (tmp_path / "kernel.h").write_text(f"{put}\n{kernel}\n")
+    found, _ = addresses.outside(tmp_path)
+    assert [a.shown for a in found] == (["to[at]"] if noticed else [])
 
 
 def test_no_kernel_of_the_tuning_table_declares_more_threadgroup_memory_than_there_is() -> None:

@@ -2,8 +2,8 @@
 
 The kernels' sources are read as text, function by function: every ``pointer[...]``, ``pointer + ...`` and
 ``pointer += ...`` on a name that the function declares as a device pointer must be a sum of calls of index functions,
-or of names that were assigned such a sum. What is otherwise stands in
-``addresses.toml``, each with the reason why it is in bounds.
+or of names that were assigned such a sum, or of parameters that are given such a sum wherever the function is called.
+What is otherwise stands in ``addresses.toml``, each with the reason why it is in bounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _LOCAL: Final = re.compile(
 )
 #: A name that gets a value: in a declaration or later; += and the like count as a value that is not covered.
 _ASSIGNED: Final = re.compile(r"(?<![\w.>\]])(\w+)\s*([-+*/%|&^]|<<|>>)?=(?!=)(?=([^;]+);)")
+_COUNTED: Final = re.compile(r"(?:\+\+|--)\s*(\w+)|(?<![\w.>\]])(\w+)\s*(?:\+\+|--)")
 _INDEX: Final = ("index.h", "lines.h", "params.h")
 
 
@@ -60,7 +61,39 @@ class Exempt:
 def exceptions() -> tuple[Exempt, ...]:
     """The list."""
     with LIST.open("rb") as text:
-        return tuple(Exempt(**entry) for entry in tomllib.load(text)["exception"])
+        return tuple(Exempt(**entry) for entry in tomllib.load(text).get("exception", ()))
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of the kernels' sources.
+
+    Attributes:
+        file: Below the root.
+        name: Without its class.
+        parameters: Their names; of one without a name, the last word of its type.
+        required: How many of them have no default.
+        text: Parameters and body.
+        body: What is between its braces.
+        assigned: What each name gets.
+    """
+
+    file: str
+    name: str
+    parameters: tuple[str, ...]
+    required: int
+    text: str
+    body: str
+    assigned: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """All of them: the index functions, the others, and the names of structs."""
+
+    index: frozenset[str]
+    functions: tuple[_Function, ...]
+    structs: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -106,30 +139,54 @@ def kernels(root: Path = header.ROOT) -> list[Path]:
 
 def outside(root: Path = header.ROOT) -> tuple[list[Address], int]:
     """The addresses that are no sum of index functions, each once, and how many there are in all."""
-    functions = index_functions(root)
+    texts = {path: _COMMENT.sub(" ", path.read_text(encoding="utf-8")) for path in kernels(root)}
+    by_file = {
+        path: [_function(path.relative_to(root).as_posix(), c) for c in _chunks(texts[path], "")]
+        for path in texts
+    }
+    sources = _Sources(
+        index_functions(root),
+        tuple(function for functions in by_file.values() for function in functions),
+        frozenset(name for text in texts.values() for name in re.findall(r"\bstruct\s+(\w+)", text)),
+    )
     found: dict[Address, None] = {}
     count = 0
-    for path in kernels(root):
-        text = _COMMENT.sub(" ", path.read_text(encoding="utf-8"))
+    for path, text in texts.items():
         members = {name for body in _chunks(text, "struct") for name in _DEVICE.findall(_shallow(body))}
-        for body in _chunks(text, ""):
-            own = set(_DEVICE.findall(body))
-            local = {a or b for a, b in _LOCAL.findall(body)}
+        for function in by_file[path]:
+            own = set(_DEVICE.findall(function.text))
+            local = {a or b for a, b in _LOCAL.findall(function.text)}
             names = own | (members - local if path.name != "order.h" else set())
             if not names:
                 continue
-            assigned: dict[str, list[str]] = {}
-            for name, operator, value in _ASSIGNED.findall(body):
-                assigned.setdefault(name, []).append(f"{name} {operator} {value}" if operator else value)
-            for pointer, offset in _uses(body, names - (local - own)):
+            for pointer, offset in _uses(function.text, names - (local - own)):
                 if offset.startswith("["):  # an attribute: [[buffer(0)]]
                     continue
                 count += 1
-                if not _covered(offset, assigned, functions, 0):
-                    found[Address(path.relative_to(root).as_posix(), pointer, " ".join(offset.split()))] = (
-                        None
-                    )
+                if not _covered(offset, function, sources, 0):
+                    found[Address(function.file, pointer, " ".join(offset.split()))] = None
     return list(found), count
+
+
+def _function(file: str, text: str) -> _Function:
+    begin = text.index("(") + 1
+    end = _closing(text, begin, "(", ")")
+    parameters = [x for x in _split(text[begin:end], ",", "([{<", ")]}>") if x]
+    plain = [re.sub(r"\[\[.*?\]\]|=.*|\[[^\]]*\]", "", x, flags=re.DOTALL) for x in parameters]
+    assigned: dict[str, list[str]] = {}
+    for name, operator, value in _ASSIGNED.findall(text):
+        assigned.setdefault(name, []).append(f"{name} {operator} {value}" if operator else value)
+    for before, behind in _COUNTED.findall(text):
+        assigned.setdefault(before or behind, []).append("counted")
+    return _Function(
+        file,
+        text[: begin - 1].strip(),
+        tuple((re.findall(r"\w+", x) or [""])[-1] for x in plain),
+        sum("=" not in x for x in parameters),
+        text,
+        text[end:],
+        assigned,
+    )
 
 
 def _chunks(text: str, kind: str) -> Iterator[str]:
@@ -190,7 +247,7 @@ def _until_end(text: str) -> str:
     return text.strip()
 
 
-def _covered(offset: str, assigned: dict[str, list[str]], functions: frozenset[str], depth: int) -> bool:
+def _covered(offset: str, where: _Function, sources: _Sources, depth: int) -> bool:
     offset = offset.strip()
     if depth > 8:
         return False
@@ -200,21 +257,43 @@ def _covered(offset: str, assigned: dict[str, list[str]], functions: frozenset[s
         return True
     parts = _split(offset, "?")
     if len(parts) == 2:
-        return all(_covered(p, assigned, functions, depth + 1) for p in _split(parts[1], ":"))
+        return all(_covered(p, where, sources, depth + 1) for p in _split(parts[1], ":"))
     terms = _split(offset, "+")
     if len(terms) > 1:
-        return all(_covered(t, assigned, functions, depth + 1) for t in terms)
+        return all(_covered(t, where, sources, depth + 1) for t in terms)
     call = re.match(r"(\w+)\s*\(", offset)
-    if call and call[1] in functions:
+    if call and call[1] in sources.index:
         return _closing(offset, call.end(), "(", ")") == len(offset) - 1
-    values = assigned.get(offset)
-    return bool(values) and all(_covered(v, assigned, functions, depth + 1) for v in values or ())
+    values = where.assigned.get(offset)
+    if values:
+        return offset not in where.parameters and all(_covered(v, where, sources, depth + 1) for v in values)
+    return offset in where.parameters and _given(offset, where, sources, depth)
 
 
-def _split(text: str, at: str) -> list[str]:
+def _given(parameter: str, where: _Function, sources: _Sources, depth: int) -> bool:
+    """Whether every call of a function gives a parameter a value that is covered. A kernel is never called."""
+    at = where.parameters.index(parameter)
+    if where.name in sources.structs or where.name == "operator":  # called by other names
+        return False
+    known = [f for f in sources.functions if f.name == where.name]
+    called = False
+    for caller in sources.functions:
+        for found in re.finditer(rf"\b{where.name}\s*(?:<[^;(){{}}]*>\s*)?\(", caller.body):
+            arguments = _split(caller.body[found.end() : _closing(caller.body, found.end(), "(", ")")], ",")
+            if not any(f.required <= len(arguments) <= len(f.parameters) for f in known):
+                return False  # it can't be read
+            if not where.required <= len(arguments) <= len(where.parameters):
+                continue  # another function of this name
+            called = True
+            if at >= len(arguments) or not _covered(arguments[at], caller, sources, depth + 1):
+                return False
+    return called
+
+
+def _split(text: str, at: str, opening: str = "([{", closing: str = ")]}") -> list[str]:
     parts, depth, begin = [], 0, 0
     for place, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
+        depth += (letter in opening) - (letter in closing)
         if (
             depth == 0
             and letter == at

@@ -91,7 +91,7 @@ def declared() -> tuple[Claim, ...]:
             bound="all kernels",
             binding="the kernels' own text",
             code=(_HEADERS, "verification/cbmc/addresses.toml"),
-            assumes="the reasons in addresses.toml, which are argued by hand",
+            assumes="the harnesses call index functions as the kernels do; the reasons of what addresses.toml lists",
         ),
         declare(
             "cbmc.threadgroup-memory",

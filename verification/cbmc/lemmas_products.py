@@ -24,6 +24,7 @@ def _steel_element(p: Proof) -> None:
     p.goal("-1 exactly outside", (at == -1) == z3.Not(inside))
     p.goal("the offset", z3.Implies(inside, at == row * stride + column))
     p.goal("below rows * stride", z3.Implies(inside, z3.And(at >= 0, at < rows * stride)))
+    p.goal("the place", z3.Implies(inside, p.call("steel_place", row, column, stride) == at))
 
 
 @lemma("steel", "steel_element_strided is -1 exactly outside, and the offset inside, for any two strides")
@@ -37,6 +38,8 @@ def _steel_element_strided(p: Proof) -> None:
     p.product(column, across, INT, INT)
     p.goal("-1 exactly outside", (at == -1) == z3.Not(inside))
     p.goal("the offset", z3.Implies(inside, at == row * down + column * across))
+    place = p.call("steel_place_strided", row, column, down, across)
+    p.goal("the place", z3.Implies(inside, place == at))
 
 
 @lemma("steel", "steel_line_element is below the tensor's end, and different elements have different places")
@@ -224,6 +227,27 @@ def _gemm_result(p: Proof) -> None:
         p.goal(f"places differ {swapped}", z3.Implies(one == two, same))
 
 
+@lemma(
+    "gemm", "partial sums: place at < m * n of a matrix is inside, and different ones have different places"
+)
+def _gemm_partial(p: Proof) -> None:
+    m, n, matrices = p.size("m"), p.size("n"), p.size("matrices", 1, INT)
+    p.given(matrices * m * n < 2**62, f"{_HOST}/gemm.py _run: the partial sums are allocated")
+    found = []
+    for name in ("", "_2"):
+        matrix, at = p.below(f"matrix{name}", matrices), p.below(f"at{name}", m * n)
+        p.within(matrix, at, matrices, m * n)
+        p.product(matrix, m, matrices, m)
+        p.product(matrix * m, n, matrices * m, n)
+        p.product(matrices, m, INT, EXTENT)
+        got = p.call("gemm_partial", matrix, type(p.reader._given(at))(at, "long"), m, n)
+        p.goal(f"inside{name}", z3.And(got >= 0, got < matrices * m * n))
+        found.append((matrix, at, got))
+    one, two = found
+    p.unique(one[0], one[1], two[0], two[1], m * n)
+    p.goal("places differ", z3.Implies(one[2] == two[2], z3.And(one[0] == two[0], one[1] == two[1])))
+
+
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +268,7 @@ def _attention_element(p: Proof) -> None:
     inside = z3.And(row < rows, column < columns)
     p.goal("-1 exactly outside", (got == -1) == z3.Not(inside))
     p.goal("the offset", z3.Implies(inside, got == span))
+    p.goal("from a row on", p.call("attention_row", row, strides[2]) == row * strides[2])
     key = p.call("attention_key_element", long_begin, row, column, columns, strides[2])
     p.goal("key: -1 exactly outside", (key == -1) == z3.Not(column < columns))
     p.goal("key: the offset", z3.Implies(column < columns, key == span))
@@ -311,6 +336,25 @@ def _attention_output(p: Proof) -> None:
         "places differ",
         z3.Implies(one[4] == two[4], z3.And(*(a == b for a, b in zip(one, two, strict=True)))),
     )
+
+
+@lemma("attention", "combined results are inside the output, each where attention_output has it")
+def _attention_combined(p: Proof) -> None:
+    batches, heads = p.size("batches", 1, INT), p.size("heads", 1, INT)
+    q_len, dv = p.size("q_len"), p.size("dv", 1, 256)
+    p.given(batches * heads * q_len <= INT, f"{_HOST}/attention.py: params.rows is checked for int32")
+    batch, head = p.below("batch", batches), p.below("head", heads)
+    query, column = p.below("query", q_len), p.below("column", dv)
+    of_head = batch * heads + head
+    row = of_head * q_len + query
+    p.within(batch, head, batches, heads)
+    p.within(of_head, query, batches * heads, q_len)
+    p.within(row, column, batches * heads * q_len, dv)
+    p.product(batches * heads * q_len, dv, INT, 256)
+    p.product(row, dv, INT, 256)
+    got = p.call("attention_combined", type(p.reader._given(row))(row, "long"), column, dv)
+    p.goal("inside", z3.And(got >= 0, got < batches * heads * q_len * dv))
+    p.goal("the place", got == p.call("attention_output", batch, head, query, column, heads, q_len, dv))
 
 
 @lemma("attention", "partial results are inside their buffer, and no two of them share a place")
@@ -582,6 +626,47 @@ def _conv2d_no_row(p: Proof) -> None:
     no_row = int(p.reader.header.macros["CONV2D_NO_ROW"].strip("()"), 0)
     p.goal("in the padding", no_row + tap * dilation < 0)
     p.goal("it fits an int", z3.And(no_row + tap * dilation > -(2**31), height > 0))
+
+
+@lemma("conv2d", "a group's channels, their weights and biases are inside, and no two share a place")
+def _conv2d_channels(p: Proof) -> None:
+    groups, out_c, inner_size = p.size("groups"), p.size("out_c"), p.size("inner_size")
+    p.given(groups * out_c <= INT, f"{_HOST}/conv2d.py conv2d: check_size(channels)")
+    p.given(groups * out_c * inner_size < 2**62, f"{_HOST}/conv2d.py: the weight is in memory")
+    found = []
+    for name in ("", "_2"):
+        group, channel = p.below(f"group{name}", groups), p.below(f"channel{name}", out_c)
+        inner = p.below(f"inner{name}", inner_size)
+        p.within(group, channel, groups, out_c)
+        p.within(group * out_c + channel, inner, groups * out_c, inner_size)
+        p.product(group, out_c, groups, out_c)
+        p.product(group * out_c + channel, inner_size, groups * out_c, inner_size)
+        full = p.call("conv2d_full_channel", group, channel, out_c)
+        p.goal(f"the channel{name}", z3.And(full >= 0, full < groups * out_c))
+        got = p.call("conv2d_weight", group, channel, inner, out_c, inner_size)
+        p.goal(f"inside{name}", z3.And(got >= 0, got < groups * out_c * inner_size))
+        p.goal(f"of the channel{name}", got == full * inner_size + inner)
+        found.append((group, channel, inner, got))
+    one, two = found
+    p.unique(one[0] * out_c + one[1], one[2], two[0] * out_c + two[1], two[2], inner_size)
+    p.unique(one[0], one[1], two[0], two[1], out_c)
+    same = z3.And(*(a == b for a, b in zip(one[:3], two[:3], strict=True)))
+    p.goal("places differ", z3.Implies(one[3] == two[3], same))
+
+
+@lemma("conv2d", "a channel of a group is where all channels of the input have it")
+def _conv2d_group(p: Proof) -> None:
+    groups, in_c, stride = p.size("groups"), p.size("in_c"), p.size("stride", 0, INT)
+    group, channel = p.below("group", groups), p.below("channel", in_c)
+    p.given(groups * in_c <= INT, f"{_HOST}/conv2d.py conv2d: check_size(channels)")
+    p.within(group, channel, groups, in_c)
+    p.product(group, in_c, groups, in_c)
+    p.product(group * in_c, stride, INT, INT)
+    p.product(group * in_c + channel, stride, INT, INT)
+    p.product(channel, stride, INT, INT)
+    began = p.call("conv2d_group", group, in_c, stride)
+    whole = p.call("conv2d_place", 0, group * in_c + channel, 0, 0, 0, stride, 0, 0)
+    p.goal("the place", began + p.call("conv2d_place", 0, channel, 0, 0, 0, stride, 0, 0) == whole)
 
 
 @lemma("conv2d", "each (group, image) is exactly one layer of the grid")

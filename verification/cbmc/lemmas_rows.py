@@ -158,6 +158,12 @@ def _embedding_row(p: Proof) -> None:
     got = p.call("embedding_row", type(p.reader._given(row))(row, "long"), rows, stride)
     p.goal("-1 exactly for others", (got == -1) == z3.Not(known))
     p.goal("inside", z3.Implies(known, z3.And(got >= 0, got + stride <= rows * stride)))
+    column = p.size("column", 0, INT)
+    p.given(z3.Implies(known, column < stride), f"{_HOST}/embedding.py embedding: rows do not overlap")
+    p.given(rows * stride < 2**62, f"{_HOST}/embedding.py embedding: the table is in memory")
+    begin = z3.If(known, got, 0)  # the kernel follows no other
+    element = p.call("embedding_element", type(p.reader._given(row))(begin, "long"), column)
+    p.goal("an element is inside", z3.Implies(known, z3.And(element >= got, element < rows * stride)))
 
 
 @lemma("rope", "elements of the output are inside, and no two share a place")

@@ -13,6 +13,13 @@ static inline void attention_loads(int bq, int bk, int bd, int packet_q, int pac
   GIVEN(block < end, "attention.h: the loop over blocks");
   int keys = k_len - block;
   HOLDS(keys >= 1, "a block has a key");
+  int own = any(0, (bq > bk ? bq : bk) - 1), column = any(0, bd - 1);
+  long at = steel_element(own, column, keys, d, WIDE);
+  if (at >= 0) HOLDS(block + own < k_len, "a key that there is");
+  if (at >= 0) HOLDS(attention_row(block, WIDE) + at == attention_key_element(0, block + own, column, d, WIDE), "of that key");
+  at = steel_element(own, column, q_len - first, d, WIDE);
+  if (at >= 0)
+    HOLDS(attention_row(first, WIDE) + at == attention_element(0, first + own, column, q_len, d, WIDE), "a query that there is");
   if (any(0, 1)) tile_load(bk, bd, packet_k, threads, keys < bk ? keys : bk, d, keys >= bk && d == bd);
   else tile_load(bq, bd, packet_q, threads, q_len - first < bq ? q_len - first : bq, d, 0);
   REACHED();

@@ -35,6 +35,11 @@ static inline void conv2d_weights(int bc, int bk, int packet, int threads) {
   GIVEN(inner < inner_size, "conv2d.h: the loop over inner indices");
   int channels = out_c - first, left = inner_size - inner;
   tile_load(bc, bk, packet, threads, channels < bc ? channels : bc, left < bk ? left : bk, channels >= bc && left >= bk);
+  int group = any(0, MOST), row = any(0, bc - 1), column = any(0, bk - 1);
+  long at = steel_element(row, column, channels, left, WIDE);
+  if (at >= 0) HOLDS(first + row < out_c && inner + column < inner_size, "a weight that there is");
+  long from = conv2d_weight(group, first, 0, MOST, WIDE) + steel_place(0, inner, WIDE);
+  if (at >= 0) HOLDS(from + at == conv2d_weight(group, first + row, inner + column, MOST, WIDE), "of that channel, in 64 bits");
   REACHED();
 }
 #define DO(i, bp, bc, bk, wm, wn, packet_x, packet_w) \
@@ -49,6 +54,33 @@ static inline void conv2d_weights(int bc, int bk, int packet, int threads) {
   void check_conv2d_weights_##i(void) { conv2d_weights(bc, bk, packet_w, wm * wn * 32); }
 CONV2D_TILE_ROWS(DO)
 #undef DO
+
+//: conv2d_results | a result that is inside its tile has the place of its channel and pixel, and the bias of its channel
+void check_conv2d_results(void) {
+  int out_c = any(1, MOST), pixels = any(1, MOST), channel = any(0, MOST), pixel = any(0, MOST), image = any(0, MOST);
+  int full = conv2d_full_channel(3, channel, out_c), i = any(0, MOST), j = any(0, MOST);
+  long from = conv2d_place(image, full, 0, pixel, WIDE, 65536, 4096, 1), bias = full;
+  long at = steel_element_strided(i, j, pixels - pixel, out_c - channel, 1, 65536); /* channels last */
+  if (at >= 0) {
+    HOLDS(pixel + i < pixels && channel + j < out_c, "a result that there is");
+    HOLDS(from + at == conv2d_place(image, full + j, 0, pixel + i, WIDE, 65536, 4096, 1), "channels last: its place");
+    HOLDS(bias + steel_place_strided(i, j, 0, 1) == conv2d_full_channel(3, channel + j, out_c), "channels last: its bias");
+  }
+  at = steel_element_strided(i, j, out_c - channel, pixels - pixel, 65536, 1);
+  if (at >= 0) {
+    HOLDS(channel + i < out_c && pixel + j < pixels, "a result that there is");
+    HOLDS(from + at == conv2d_place(image, full + i, 0, pixel + j, WIDE, 65536, 4096, 1), "its place");
+    HOLDS(bias + steel_place_strided(i, j, 1, 0) == conv2d_full_channel(3, channel + i, out_c), "its bias");
+  }
+  REACHED();
+}
+//: conv2d_direct | one thread a result: the bias of a channel that there is
+void check_conv2d_direct(void) {
+  int channels = any(1, EXTENT), channel = any(0, EXTENT);
+  GIVEN(channel < channels, "conv2d.py conv2d: exactly as many threads as channels");
+  HOLDS(steel_place(0, channel, 0) < channels, "inside");
+  REACHED();
+}
 
 //: conv2d_source | taps of a pixel that there is reach from the upper padding to the lower one, and no further
 static inline void conv2d_source_reach(int stride, int taps, int dilation) {

@@ -5,8 +5,9 @@
 //: elementwise_dense | dense form: every element is computed by one thread; packets without guards are inside
 void check_elementwise_dense(void) {
   int count = any(1, EXTENT), at = any(0, EXTENT - 1), first = any(0, EXTENT / ELEMENTWISE_PACKET + 256) * ELEMENTWISE_PACKET;
-  int i = any(0, ELEMENTWISE_PACKET - 1), whole = elementwise_packet_inside(first, count, ELEMENTWISE_PACKET);
-  if (whole) HOLDS(elementwise_inside(first + i, count), "a packet is inside");
+  int i = any(0, ELEMENTWISE_PACKET - 1), packet = elementwise_packet(first, count, ELEMENTWISE_PACKET), whole = packet >= 0;
+  if (whole) HOLDS(packet == first && elementwise_inside(packet + i, count), "a packet is inside");
+  if (whole) HOLDS(packet + i == elementwise_dense(first + i, 1, count), "and its elements are those with guards");
   if (!whole) HOLDS(!elementwise_inside(first + ELEMENTWISE_PACKET - 1, count), "no packet is refused without need");
   HOLDS((elementwise_inside(first + i, count) != 0) == (first + i < count), "exactly what is inside");
   HOLDS(elementwise_dense(first + i, 1, count) == (first + i < count ? first + i : -1), "an operand of the same shape");
@@ -33,6 +34,9 @@ static inline void elementwise_rows(int s0, int s1, int s2, int s3, int s4, int 
   }
   HOLDS(elementwise_a_row(p, row) == at, "the first operand, in 64 bits");
   HOLDS(elementwise_b_row(p, row) == beside, "the second operand, in 64 bits");
+  int column = any(0, 65535);
+  HOLDS(elementwise_operand(elementwise_a_row(p, row), column, WIDE) == at + (long)column * WIDE, "its element, in 64 bits");
+  HOLDS(elementwise_operand(elementwise_b_row(p, row), column, 0) == beside, "one element that stands for a row");
   REACHED();
 }
 void check_elementwise_rows_0(void) { elementwise_rows(1, 1, 1, 1, 3, 4096); }

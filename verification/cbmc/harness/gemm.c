@@ -75,6 +75,9 @@ static inline void gemv_columns_outputs(int rows, int packet, int simds) {
   int column_0 = group * width, columns = steel_left(column_0, n, width);
   int lane = any(0, 31), i = any(0, packet - 1), mine = lane * packet, whole = mine + packet <= columns;
   if (whole || mine + i < columns) HOLDS(column_0 + mine + i < n, "a column that there is");
+  int term_0 = any(0, MOST), term = any(0, MOST);
+  long b = gemm_operand(column_0 + mine, term_0, WIDE, 1) + gemm_operand(0, term, WIDE, 1) + gemm_operand(i, 0, WIDE, 1);
+  HOLDS(b == gemm_operand(column_0 + mine + i, term_0 + term, WIDE, 1), "that column's term");
   int at = any(0, rows * width - 1);
   if (at < m * width && at % width < columns) HOLDS(at / width < m && column_0 + at % width < n, "a result that there is");
   if (at < m * width && at % width < columns)
@@ -99,6 +102,7 @@ void check_gemm_offsets_wide(void) {
   HOLDS(gemm_place(row, k, WIDE, 1) == (long)row * WIDE + k, "place");
   HOLDS(gemm_place(row, k, 1, WIDE) == (long)k * WIDE + row, "place, transposed");
   HOLDS(gemm_matrix(batch, MOST, MOST) == (long)batch * ((long)MOST * MOST), "matrix");
+  HOLDS(gemm_partial(batch, row, MOST, MOST) == (long)batch * ((long)MOST * MOST) + row, "partial sum");
   HOLDS(gemm_batch(batch, 1, 1, WIDE, 0, 0) == (long)batch * WIDE, "outer batch");
   HOLDS(gemm_batch(batch, MOST + 1, 1, 0, WIDE, 0) == (long)batch * WIDE, "middle batch");
   HOLDS(gemm_batch(batch, 1, MOST + 1, 0, 0, WIDE) == (long)batch * WIDE, "inner batch");

@@ -17,6 +17,19 @@ void check_rope_pairs(void) {
   HOLDS(rope_first(other, pairs, interleaved) >= 0 && rope_second(other, pairs, interleaved) >= 0, "inside");
   REACHED();
 }
+//: rope_table | frequencies and offsets are read inside, and each from its own place
+void check_rope_table(void) {
+  int pairs = any(0, EXTENT / 2), pair = any(0, EXTENT), other = any(0, EXTENT), part = any(0, 1), half = any(0, 1);
+  int batches = any(1, EXTENT), batch = any(0, EXTENT - 1), step = any(0, 1), offsets = step ? batches : 1;
+  GIVEN(batch < batches, "rope.py rope: the grid has batches * chunks layers");
+  HOLDS(rope_offset(batch, step) >= 0 && rope_offset(batch, step) < offsets, "an offset that there is");
+  HOLDS(rope_offset(batch, step) == (step ? batch : 0), "its own, or that of all");
+  GIVEN(pair < pairs && other < pairs, "rope.h: pairs behind are copied");
+  int at = rope_frequency(part, pair, pairs);
+  HOLDS(at >= 0 && at < 2 * pairs, "in the table");
+  HOLDS(at != rope_frequency(half, other, pairs) || (part == half && pair == other), "once");
+  REACHED();
+}
 //: rope_heads | every head is one thread's; guards are exact, offsets right in 64 bits
 void check_rope_heads(void) {
   int heads = any(1, MOST), batches = any(1, MOST), z = any(0, EXTENT), chunks = ceil_div(heads, ROPE_HEADS);

@@ -12,6 +12,7 @@ static inline void row_step(int rows, int packet, int members, int steps, int be
   int inside = row < rows && from + i < end;
   HOLDS(from >= begin, "not before the beginning");
   if (whole) HOLDS(inside, "a packet without guards is inside");
+  if (whole) HOLDS(steel_packet_place(steel_place(row, from, WIDE), i) == at, "and its elements are those with guards");
   HOLDS((at >= 0) == inside, "with guards, exactly what is inside");
   if (at >= 0) HOLDS(at == (long)row * WIDE + from + i, "the offset in 64 bits");
 }

@@ -97,6 +97,21 @@ void check_steel_packet_inside(void) {
   REACHED();
 }
 
+//: steel_place | where a guard finds an element inside, those without one are the same element, and bias and residual have it
+void check_steel_place(void) {
+  int row = any(0, EXTENT), column = any(0, EXTENT), rows = any(0, EXTENT), columns = any(0, EXTENT), packet = any(1, 8);
+  int i = any(0, 7), whole = steel_packet_inside(row, column, rows, columns, packet);
+  if (whole && i < packet)
+    HOLDS(steel_packet_place(steel_place(row, column, WIDE), i) == steel_element(row, column + i, rows, columns, WIDE), "a packet");
+  long at = steel_element_strided(row, column, rows, columns, WIDE, 65536);
+  if (at >= 0) {
+    HOLDS(steel_place_strided(row, column, WIDE, 65536) == at, "the residual of a result");
+    HOLDS(steel_place_strided(row, column, 0, 1) < columns, "the bias of a column");
+    HOLDS(steel_place_strided(row, column, 1, 0) < rows, "the bias of a row");
+  }
+  REACHED();
+}
+
 //: steel_wide | offsets are right in 64 bits, with a stride of 2^30
 void check_steel_wide(void) {
   int row = any(0, MOST), column = any(0, WIDE - 1);

@@ -105,4 +105,6 @@ static inline void tile_load(int tile_rows, int tile_columns, int packet, int th
   GIVEN(tile_rows * (tile_columns / packet) % threads == 0 || row < tile_rows, "loader.h: the break in each loop");
   int read = full || steel_element(row, column, rows, columns, 0) >= 0;
   HOLDS(read == (row < rows && column < columns), "exactly what is inside is read");
+  long place = steel_packet_place(steel_place(row, column - i, WIDE), i);
+  if (full) HOLDS(place == steel_element(row, column, rows, columns, WIDE), "without guards as with them");
 }

@@ -28,14 +28,12 @@ class Survivor:
         text: What it replaces: that the entry still means the same place.
         equivalent: Nothing could notice it. Otherwise it counts as missed.
         reason: Why it survives.
-        by_chance: It is caught in most runs, and not in all: what it reads is whatever was there before.
     """
 
     id: str
     text: str
     equivalent: bool
     reason: str
-    by_chance: bool = False
 
 
 def read_survivors(path: Path = SURVIVORS) -> dict[str, Survivor]:
@@ -50,13 +48,7 @@ def read_survivors(path: Path = SURVIVORS) -> dict[str, Survivor]:
         for name, text in group["mutants"].items():
             if name in listed:
                 raise ValueError(f"{path.name} lists {name} twice")
-            listed[name] = Survivor(
-                name,
-                text,
-                group["equivalent"],
-                " ".join(group["reason"].split()),
-                group.get("by_chance", False),
-            )
+            listed[name] = Survivor(name, text, group["equivalent"], " ".join(group["reason"].split()))
     return listed
 
 
@@ -98,7 +90,7 @@ class Result:
                 )
         for mutant, verdict in self.verdicts.items():
             entry = self.survivors.get(mutant.id)
-            if verdict.outcome == CAUGHT and entry is not None and not entry.by_chance:
+            if verdict.outcome == CAUGHT and entry is not None:
                 found.append(f"{mutant.id}: it is caught ({verdict.how}); take it off the list")
         return found
 

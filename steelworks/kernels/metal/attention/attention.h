@@ -67,7 +67,7 @@ template <typename T, typename M, int MASK, int BQ, int BK, int BD, int SIMDS, b
   steel::fragment_t<T> query[SHARE ? 1 : PARTS];
   if (SHARE) {
     steel::TileLoader<T, BQ, BD, LD, THREADS>::edge(
-        q + q_from + long(first) * p.q_row, p.q_row, query_tile, int(thread_at), p.q_len - first, p.d);
+        q + q_from + attention_row(first, p.q_row), p.q_row, query_tile, int(thread_at), p.q_len - first, p.d);
   } else {
     STEEL_UNROLL
     for (int part = 0; part < PARTS; ++part) {
@@ -91,14 +91,14 @@ template <typename T, typename M, int MASK, int BQ, int BK, int BD, int SIMDS, b
     const int keys = p.k_len - block;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the tiles of the last block have been read
     if (keys >= BK && p.d == BD)
-      Loader::full(k_from + long(block) * p.k_row, p.k_row, key_tile, int(thread_at));
+      Loader::full(k_from + attention_row(block, p.k_row), p.k_row, key_tile, int(thread_at));
     else
-      Loader::edge(k_from + long(block) * p.k_row, p.k_row, key_tile, int(thread_at), keys, p.d);
+      Loader::edge(k_from + attention_row(block, p.k_row), p.k_row, key_tile, int(thread_at), keys, p.d);
     if (!SHARE) {
       if (keys >= BK && p.dv == BD)
-        Loader::full(v_from + long(block) * p.v_row, p.v_row, value_tile, int(thread_at));
+        Loader::full(v_from + attention_row(block, p.v_row), p.v_row, value_tile, int(thread_at));
       else
-        Loader::edge(v_from + long(block) * p.v_row, p.v_row, value_tile, int(thread_at), keys, p.dv);
+        Loader::edge(v_from + attention_row(block, p.v_row), p.v_row, value_tile, int(thread_at), keys, p.dv);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -152,9 +152,9 @@ template <typename T, typename M, int MASK, int BQ, int BK, int BD, int SIMDS, b
     if (SHARE) {
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys have been read
       if (keys >= BK && p.dv == BD)
-        Loader::full(v_from + long(block) * p.v_row, p.v_row, value_tile, int(thread_at));
+        Loader::full(v_from + attention_row(block, p.v_row), p.v_row, value_tile, int(thread_at));
       else
-        Loader::edge(v_from + long(block) * p.v_row, p.v_row, value_tile, int(thread_at), keys, p.dv);
+        Loader::edge(v_from + attention_row(block, p.v_row), p.v_row, value_tile, int(thread_at), keys, p.dv);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     STEEL_UNROLL

@@ -20,6 +20,9 @@ static inline long attention_key_element(long head, int key, int column, int col
   return column < columns ? head + (long)key * row_stride + column : -1;
 }
 
+/* How far row `row` is from the first. */
+static inline long attention_row(int row, int row_stride) { return (long)row * row_stride; }
+
 /* How many keys query `row` sees: the first ones (0 or less: none). Aligned lower-right: the last query sees all keys. */
 static inline int attention_key_limit(int row, int q_len, int k_len, int causal) {
   return row >= q_len ? 0 : causal ? k_len - (q_len - 1 - row) : k_len;
@@ -40,6 +43,9 @@ static inline long attention_mask(long head, int row, int key, int row_stride, i
 static inline long attention_output(int batch, int head, int row, int column, int q_heads, int q_len, int dv) {
   return (((long)batch * q_heads + head) * q_len + row) * dv + column;
 }
+
+/* Element `column` of row `row` of all output rows. */
+static inline long attention_combined(long row, int column, int dv) { return row * dv + column; }
 
 /* Vector form: the rows of one key head are its queries, head by head of the group. */
 static inline int attention_vector_query(int row, int q_len) { return row % q_len; }

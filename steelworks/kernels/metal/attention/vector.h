@@ -152,5 +152,5 @@ template <typename T>
     sum += weight * partial[attention_partial(s, p.rows, row, column, p.dv)];
     total += weight * partial[attention_partial(s, p.rows, row, p.dv + 1, p.dv)];
   }
-  out[row * p.dv + column] = T(softmax_quotient(sum, total));
+  out[attention_combined(row, column, p.dv)] = T(softmax_quotient(sum, total));
 }

@@ -116,8 +116,8 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
   const int first_channel = int(group_at.y) * BC;
   const int channels = p.out_c - first_channel;
   const int inner_size = conv2d_inner(p.in_c, p.kernel_h, p.kernel_w);
-  device const T* x_from = x + long(group) * p.in_c * p.x_c;
-  device const T* w_from = w + (long(group) * p.out_c + first_channel) * inner_size;
+  device const T* x_from = x + conv2d_group(group, p.in_c, p.x_c);
+  device const T* w_from = w + conv2d_weight(group, first_channel, 0, p.out_c, inner_size);
   steel::PixelLoader<T, BP, BK, LD, THREADS, LAST> pixel_loader;
   pixel_loader.prepare(p, first_pixel, image, thread_at);
 
@@ -134,9 +134,10 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the tiles of the last step have been read
     pixel_loader.load(x_from, p, x_tile, inner, thread_at);
     if (channels >= BC && inner_size - inner >= BK)
-      LoaderW::full(w_from + inner, inner_size, w_tile, thread_at);
+      LoaderW::full(w_from + steel_place(0, inner, inner_size), inner_size, w_tile, thread_at);
     else
-      LoaderW::edge(w_from + inner, inner_size, w_tile, thread_at, channels, inner_size - inner);
+      LoaderW::edge(
+          w_from + steel_place(0, inner, inner_size), inner_size, w_tile, thread_at, channels, inner_size - inner);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     steel::tiles_multiply<T, TM, TN, 8, 8, BK, LD, LD>(sums, left, right, lane);
   }
@@ -144,7 +145,7 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
   const int pixel = first_pixel + (LAST ? own_row : own_column);
   const int channel = first_channel + (LAST ? own_column : own_row);
   const int pixels = conv2d_pixels(p.batch, p.out_h, p.out_w, LAST);
-  const int full_channel = group * p.out_c + channel;
+  const int full_channel = conv2d_full_channel(group, channel, p.out_c);
   steel::Epilogue<T> last;
   last.bias = bias + (p.has_bias ? full_channel : 0);
   last.bias_row_stride = LAST ? 0 : 1;
@@ -157,7 +158,7 @@ template <typename T, int BP, int BC, int BK, int WM, int WN, bool LAST>
   last.alpha = 1.0f;
   last.beta = 0.0f;
   // Pixels of one image (of all images, with LAST) are y_w apart, as rows of an image follow each other without a gap.
-  device T* to = y + long(image) * p.y_n + long(full_channel) * p.y_c + long(pixel) * p.y_w;
+  device T* to = y + conv2d_place(image, full_channel, 0, pixel, p.y_n, p.y_c, p.y_h, p.y_w);
   if (LAST)
     steel::fragments_store<T, TM, TN, 8, 8>(sums, to, p.y_w, lane, pixels - pixel, p.out_c - channel, last, p.y_c);
   else
@@ -181,7 +182,7 @@ template <typename T, bool LAST>
   const int out_row = conv2d_pixel_row(pixel, p.out_h, p.out_w);
   const int out_column = conv2d_pixel_column(pixel, p.out_w);
   const int group = channel / p.out_c;
-  device const T* x_from = x + long(group) * p.in_c * p.x_c;
+  device const T* x_from = x + conv2d_group(group, p.in_c, p.x_c);
   float sum = 0.0f;
   for (int tap_row = 0; tap_row < p.kernel_h; ++tap_row) {
     const int in_row = conv2d_source(out_row, tap_row, p.stride_h, p.pad_h, p.dilation_h);
@@ -196,6 +197,6 @@ template <typename T, bool LAST>
       }
     }
   }
-  if (p.has_bias) sum += float(bias[channel]);
+  if (p.has_bias) sum += float(bias[steel_place(0, channel, 0)]);
   y[conv2d_place(image, channel, out_row, out_column, p.y_n, p.y_c, p.y_h, p.y_w)] = T(steel::activate(sum, p.activation));
 }

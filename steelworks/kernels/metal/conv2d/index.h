@@ -20,6 +20,15 @@ static inline int conv2d_inner_column(int inner, int in_c, int kernel_w, int cha
   return channels_last ? inner / in_c % kernel_w : inner % kernel_w;
 }
 
+/* A channel of a group among all output channels: that of its bias and of its results. */
+static inline int conv2d_full_channel(int group, int channel, int out_c) { return group * out_c + channel; }
+/* Where the input channels of a group begin. */
+static inline long conv2d_group(int group, int in_c, int stride_c) { return (long)group * in_c * stride_c; }
+/* Inner index `inner` of the weight of a channel, which is dense. */
+static inline long conv2d_weight(int group, int channel, int inner, int out_c, int inner_size) {
+  return ((long)group * out_c + channel) * inner_size + inner;
+}
+
 /* The row (or column) of the input under tap `tap` of output row `out`; may lie in the padding. */
 static inline int conv2d_source(int out, int tap, int stride, int pad, int dilation) {
   return out * stride - pad + tap * dilation;

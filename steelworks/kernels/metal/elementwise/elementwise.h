@@ -31,15 +31,18 @@ template <typename A, typename C, typename O, typename Op, int N>
     constant ElementwiseParams& p [[buffer(2)]],
     uint thread_at [[thread_position_in_grid]]) {
   const int first = int(thread_at) * N;
-  if (elementwise_packet_inside(first, p.count, N)) {
-    const steel::Packet<A, N> given = *reinterpret_cast<device const steel::Packet<A, N>*>(a + first);
+  const int packet = elementwise_packet(first, p.count, N);
+  if (packet >= 0) {
+    const steel::Packet<A, N> given = *reinterpret_cast<device const steel::Packet<A, N>*>(a + packet);
     steel::Packet<O, N> made;
     for (int i = 0; i < N; ++i) made.at[i] = O(Op::of(C(given.at[i])));
-    *reinterpret_cast<device steel::Packet<O, N>*>(out + first) = made;
+    *reinterpret_cast<device steel::Packet<O, N>*>(out + packet) = made;
     return;
   }
-  for (int i = 0; i < N; ++i)
-    if (elementwise_inside(first + i, p.count)) out[first + i] = O(Op::of(C(a[first + i])));
+  for (int i = 0; i < N; ++i) {
+    const int at = elementwise_dense(first + i, 1, p.count);
+    if (at >= 0) out[at] = O(Op::of(C(a[at])));
+  }
 }
 
 template <typename A, typename B, typename C, typename O, typename Op, int N>
@@ -52,24 +55,26 @@ template <typename A, typename B, typename C, typename O, typename Op, int N>
     constant int& whole [[buffer(5)]],
     uint thread_at [[thread_position_in_grid]]) {
   const int first = int(thread_at) * N;
-  if (elementwise_packet_inside(first, p.count, N)) {
-    const steel::Packet<A, N> left = steel::operands<A, N>(a, first, p.a_step);
+  const int packet = elementwise_packet(first, p.count, N);
+  if (packet >= 0) {
+    const steel::Packet<A, N> lefts = steel::operands<A, N>(a, packet, p.a_step);
     steel::Packet<O, N> made;
     if (p.b_number) {
-      for (int i = 0; i < N; ++i) made.at[i] = O(Op::of(C(left.at[i]), C(steel::number_as<B>(number, whole))));
+      for (int i = 0; i < N; ++i) made.at[i] = O(Op::of(C(lefts.at[i]), C(steel::number_as<B>(number, whole))));
     } else {
-      const steel::Packet<B, N> right = steel::operands<B, N>(b, first, p.b_step);
-      for (int i = 0; i < N; ++i) made.at[i] = O(Op::of(C(left.at[i]), C(right.at[i])));
+      const steel::Packet<B, N> rights = steel::operands<B, N>(b, packet, p.b_step);
+      for (int i = 0; i < N; ++i) made.at[i] = O(Op::of(C(lefts.at[i]), C(rights.at[i])));
     }
-    *reinterpret_cast<device steel::Packet<O, N>*>(out + first) = made;
+    *reinterpret_cast<device steel::Packet<O, N>*>(out + packet) = made;
     return;
   }
   for (int i = 0; i < N; ++i) {
+    const int at = elementwise_dense(first + i, 1, p.count);
     const int left = elementwise_dense(first + i, p.a_step, p.count);
     const int right = elementwise_dense(first + i, p.b_step, p.count);
-    if (left < 0) continue;
+    if (at < 0) continue;
     const B other = p.b_number ? steel::number_as<B>(number, whole) : b[right];
-    out[first + i] = O(Op::of(C(a[left]), C(other)));
+    out[at] = O(Op::of(C(a[left]), C(other)));
   }
 }
 
@@ -87,7 +92,7 @@ template <typename A, typename C, typename O, typename Op, int N>
   for (int i = 0; i < N; ++i) {
     const int column = int(thread_at.x) * N + i;
     const long to = elementwise_output(p, row, column);
-    if (to >= 0) out[to] = O(Op::of(C(a[left + long(column) * p.a_column])));
+    if (to >= 0) out[to] = O(Op::of(C(a[elementwise_operand(left, column, p.a_column)])));
   }
 }
 
@@ -108,7 +113,7 @@ template <typename A, typename B, typename C, typename O, typename Op, int N>
     const int column = int(thread_at.x) * N + i;
     const long to = elementwise_output(p, row, column);
     if (to < 0) continue;
-    const B other = p.b_number ? steel::number_as<B>(number, whole) : b[right + long(column) * p.b_column];
-    out[to] = O(Op::of(C(a[left + long(column) * p.a_column]), C(other)));
+    const B other = p.b_number ? steel::number_as<B>(number, whole) : b[elementwise_operand(right, column, p.b_column)];
+    out[to] = O(Op::of(C(a[elementwise_operand(left, column, p.a_column)]), C(other)));
   }
 }

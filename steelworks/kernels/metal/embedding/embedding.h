@@ -1,5 +1,6 @@
 // Rows of a table, chosen by ids. An id that the table does not have gives a row of NaN; nothing outside is read.
 #pragma once
+#include "steel/index.h"
 #include "steel/types.h"
 #include "embedding/index.h"
 #include "embedding/params.h"
@@ -15,16 +16,16 @@ template <typename T, typename I, int N>
   const int at = int(thread_at.y);
   const int first = int(thread_at.x) * N;
   if (embedding_output(at, first, p.ids, p.width) < 0) return;
-  const long row = embedding_row(long(ids[at]), p.table_rows, p.table_stride);
+  const long row = embedding_row(long(ids[steel_place(0, at, p.ids)]), p.table_rows, p.table_stride);
   const bool known = row >= 0;
   if (known && embedding_packet_inside(first, p.width, N)) {
     typedef steel::Packet<T, N> P;
     *reinterpret_cast<device P*>(out + embedding_output(at, first, p.ids, p.width)) =
-        *reinterpret_cast<device const P*>(table + row + first);
+        *reinterpret_cast<device const P*>(table + embedding_element(row, first));
     return;
   }
   for (int i = 0; i < N; ++i) {
     const long to = embedding_output(at, first + i, p.ids, p.width);
-    if (to >= 0) out[to] = known ? table[row + first + i] : T(NAN);
+    if (to >= 0) out[to] = known ? table[embedding_element(row, first + i)] : T(NAN);
   }
 }

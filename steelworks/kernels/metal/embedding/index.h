@@ -8,6 +8,9 @@ static inline long embedding_row(long id, int table_rows, int table_stride) {
   return id >= 0 && id < table_rows ? id * table_stride : -1;
 }
 
+/* Element `column` of a row that begins at `row`. */
+static inline long embedding_element(long row, int column) { return row + column; }
+
 /* Element (at, column) of the output, which is dense. */
 static inline long embedding_output(int at, int column, int ids, int width) {
   return at < ids && column < width ? (long)at * width + column : -1;

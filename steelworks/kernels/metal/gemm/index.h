@@ -44,6 +44,9 @@ static inline long gemm_operand(int row, int k, int row_stride, int transposed) 
 /* Where result matrix `matrix` (batch * splits + split for partial sums) begins. */
 static inline long gemm_matrix(int matrix, int m, int n) { return (long)matrix * m * n; }
 
+/* Place `at` < m * n of such a matrix. */
+static inline long gemm_partial(int matrix, long at, int m, int n) { return gemm_matrix(matrix, m, n) + at; }
+
 /* How far (row, column) is from (0, 0). */
 static inline long gemm_place(int row, int column, int row_stride, int column_stride) {
   return (long)row * row_stride + (long)column * column_stride;

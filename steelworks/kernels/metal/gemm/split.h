@@ -25,7 +25,7 @@ template <typename O, int GROUP>
   const int row = int(i / p.n);
   const int column = int(i % p.n);
   float sum = 0.0f;
-  for (int s = 0; s < p.splits; ++s) sum += partial[gemm_matrix(batch * p.splits + s, p.m, p.n) + i];
+  for (int s = 0; s < p.splits; ++s) sum += partial[gemm_partial(batch * p.splits + s, i, p.m, p.n)];
   const steel::Epilogue<O> last = gemm_epilogue(p, bias, residual, batch, row, column, alpha, beta);
   out[gemm_matrix(batch, p.m, p.n) + gemm_place(row, column, p.out_row, p.out_column)] = O(last(sum, 0, 0));
 }

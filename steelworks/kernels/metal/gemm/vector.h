@@ -171,7 +171,7 @@ template <typename T, typename O, int ROWS, int PACKET, int SIMDS, bool TA>
         right = *reinterpret_cast<device const P*>(from);
       } else {
         STEEL_UNROLL
-        for (int i = 0; i < PACKET; ++i) right.at[i] = mine + i < columns ? from[i] : T(0);
+        for (int i = 0; i < PACKET; ++i) right.at[i] = mine + i < columns ? from[gemm_operand(i, 0, p.b_row, true)] : T(0);
       }
       STEEL_UNROLL
       for (int r = 0; r < ROWS; ++r) {

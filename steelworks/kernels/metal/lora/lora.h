@@ -75,13 +75,13 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
   const int first_column = int(group_at.x) * BN;
   const int rows = p.m - first_row;
   const int columns = p.n - first_column;
-  device const T* x_from = x + long(first_row) * p.x_row;
-  device const T* w_from = w + long(first_column) * p.w_row;
+  device const T* x_from = x + lora_place(first_row, 0, p.x_row);
+  device const T* w_from = w + lora_place(first_column, 0, p.w_row);
 
   int adapter = 0;
   if (MULTI) {
     for (int row = thread_at; row < BM; row += THREADS)
-      adapter_tile[row] = row < rows ? lora_adapter(adapter_of[first_row + row], p.adapters) : -1;
+      adapter_tile[row] = row < rows ? lora_adapter(adapter_of[lora_place(0, first_row + row, p.m)], p.adapters) : -1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     adapter = steel::lora_next_adapter<BM>(adapter_tile, -1, lane);
   }
@@ -105,20 +105,20 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
       const int depth = p.k - k;
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the tiles of the last step have been read
       if (rows >= BM && depth >= BK)
-        LoaderX::full(x_from + k, p.x_row, x_tile, thread_at);
+        LoaderX::full(x_from + lora_place(0, k, p.x_row), p.x_row, x_tile, thread_at);
       else
-        LoaderX::edge(x_from + k, p.x_row, x_tile, thread_at, rows, depth);
+        LoaderX::edge(x_from + lora_place(0, k, p.x_row), p.x_row, x_tile, thread_at, rows, depth);
       if (with_weight) {
         if (columns >= BN && depth >= BK)
-          LoaderW::full(w_from + k, p.w_row, w_tile, thread_at);
+          LoaderW::full(w_from + lora_place(0, k, p.w_row), p.w_row, w_tile, thread_at);
         else
-          LoaderW::edge(w_from + k, p.w_row, w_tile, thread_at, columns, depth);
+          LoaderW::edge(w_from + lora_place(0, k, p.w_row), p.w_row, w_tile, thread_at, columns, depth);
       }
       if (with_adapter) {
         if (p.r == RP && depth >= BK)
-          LoaderA::full(a_from + k, p.k, a_tile, thread_at);
+          LoaderA::full(a_from + lora_place(0, k, p.k), p.k, a_tile, thread_at);
         else
-          LoaderA::edge(a_from + k, p.k, a_tile, thread_at, p.r, depth);
+          LoaderA::edge(a_from + lora_place(0, k, p.k), p.k, a_tile, thread_at, p.r, depth);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       if (with_weight)
@@ -129,18 +129,18 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
     with_weight = false;
     if (!with_adapter) continue;
 
-    const float factor = MULTI ? scales[adapter] : scale;
+    const float factor = MULTI ? scales[lora_place(0, adapter, p.adapters)] : scale;
     STEEL_UNROLL
     for (int i = 0; i < TM; ++i) {
       const bool mine = !MULTI || adapter_tile[MULTI ? i * ROW_STEP + own + lane_row : 0] == adapter;
       STEEL_UNROLL
       for (int j = 0; j < TR; ++j) low[i][j] = mine ? low[i][j] * factor : float2(0.0f);
     }
-    device const T* b_from = b + lora_b(adapter, p.n, p.r) + long(first_column) * p.r;
+    device const T* b_from = b + lora_b(adapter, p.n, p.r) + lora_place(first_column, 0, p.r);
     STEEL_UNROLL
     for (int first = 0; first < RP; first += RANKS) {
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the weight's tile has been read
-      LoaderW::edge(b_from + first, p.r, w_tile, thread_at, columns, p.r - first);
+      LoaderW::edge(b_from + lora_place(0, first, p.r), p.r, w_tile, thread_at, columns, p.r - first);
       threadgroup_barrier(mem_flags::mem_threadgroup);
       STEEL_UNROLL
       for (int part = 0; part < RANKS; part += 8) {
@@ -157,7 +157,7 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
   }
 
   steel::Epilogue<T> last;
-  last.bias = bias + (p.has_bias ? first_column : 0);
+  last.bias = bias + (p.has_bias ? lora_place(0, first_column, p.n) : 0);
   last.residual = bias;
   last.residual_row_stride = 0;
   last.has_bias = p.has_bias;
@@ -166,5 +166,5 @@ template <typename T, int BM, int BN, int BK, int RP, int SIMDS, bool MULTI>
   last.alpha = 1.0f;
   last.beta = 0.0f;
   steel::fragments_store<T, TM, TN, ROW_STEP, 8>(
-      sums, y + long(first_row + own) * p.n + first_column, p.n, lane, rows - own, columns, last);
+      sums, y + lora_place(first_row + own, first_column, p.n), p.n, lane, rows - own, columns, last);
 }

@@ -38,8 +38,8 @@ template <typename T, int ROWS, int COLS, int SIMDS, bool MULTI>
     adapter[i] = -1;
     factor[i] = scale;
     if (first + i >= p.m) continue;
-    adapter[i] = MULTI ? lora_adapter(adapter_of[first + i], p.adapters) : 0;
-    if (MULTI && adapter[i] >= 0) factor[i] = scales[adapter[i]];
+    adapter[i] = MULTI ? lora_adapter(adapter_of[lora_place(0, first + i, p.m)], p.adapters) : 0;
+    if (MULTI && adapter[i] >= 0) factor[i] = scales[lora_place(0, adapter[i], p.adapters)];
   }
 
   for (int rank = int(simd); rank < p.r; rank += SIMDS) {
@@ -107,7 +107,7 @@ template <typename T, int ROWS, int COLS, int SIMDS, bool MULTI>
     for (int j = 0; j < COLS; ++j) {
       const float total = simd_sum(acc[i][j]);
       const long at = lora_element(first + i, column + j, p.m, p.n, p.n);
-      if (lane == 0 && at >= 0) y[at] = T(total + (p.has_bias ? float(bias[column + j]) : 0.0f));
+      if (lane == 0 && at >= 0) y[at] = T(total + (p.has_bias ? float(bias[lora_place(0, column + j, p.n)]) : 0.0f));
     }
   }
 }

@@ -5,6 +5,8 @@
 
 #define QUANTIZED_CHUNK 8
 
+/* Element (row, column) of a matrix with row stride `ld`, inside of it. */
+static inline long quantized_place(int row, int column, int ld) { return (long)row * ld + column; }
 /* Element (row, column) of a matrix with `rows` rows, `columns` columns and row stride `ld`; neither is ever negative. */
 static inline long quantized_element(int row, int column, int rows, int columns, int ld) {
   return row < rows && column < columns ? (long)row * ld + column : -1;

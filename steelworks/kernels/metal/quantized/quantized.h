@@ -83,7 +83,7 @@ template <typename T, int BITS, int BM, int BN, int BK, int WM, int WN>
   const int own_column = int(simdgroup_at) % WN * (BN / WN);
   const int rows = p.m - first_row;
   const int columns = p.n - first_column;
-  device const T* x_from = x + long(first_row) * p.x_row;
+  device const T* x_from = x + quantized_place(first_row, 0, p.x_row);
   const steel::DequantizingLoader<T, BITS, BN, BK, W_LD, THREADS> weight = {w, scales, zeros, p};
 
   float2 sums[TM][TN];
@@ -95,9 +95,9 @@ template <typename T, int BITS, int BM, int BN, int BK, int WM, int WN>
     const int depth = p.k - k;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the tiles of the last step have been read
     if (rows >= BM && depth >= BK)
-      LoaderX::full(x_from + k, p.x_row, x_tile, thread_at);
+      LoaderX::full(x_from + quantized_place(0, k, p.x_row), p.x_row, x_tile, thread_at);
     else
-      LoaderX::edge(x_from + k, p.x_row, x_tile, thread_at, rows, depth);
+      LoaderX::edge(x_from + quantized_place(0, k, p.x_row), p.x_row, x_tile, thread_at, rows, depth);
     weight.load(w_tile, first_column, k, thread_at);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     steel::tiles_multiply<float, TM, TN, 8, 8, BK, X_LD, W_LD>(
@@ -107,7 +107,7 @@ template <typename T, int BITS, int BM, int BN, int BK, int WM, int WN>
   const int row = first_row + own_row;
   const int column = first_column + own_column;
   steel::Epilogue<T> last;
-  last.bias = bias + (p.has_bias ? column : 0);
+  last.bias = bias + (p.has_bias ? quantized_place(0, column, p.n) : 0);
   last.residual = bias;
   last.residual_row_stride = 0;
   last.has_bias = p.has_bias;
@@ -116,5 +116,5 @@ template <typename T, int BITS, int BM, int BN, int BK, int WM, int WN>
   last.alpha = 1.0f;
   last.beta = 0.0f;
   steel::fragments_store<T, TM, TN, 8, 8>(
-      sums, y + long(row) * p.n + column, p.n, lane, p.m - row, p.n - column, last);
+      sums, y + quantized_place(row, column, p.n), p.n, lane, p.m - row, p.n - column, last);
 }

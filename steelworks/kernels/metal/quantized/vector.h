@@ -65,7 +65,7 @@ template <typename T, int BITS, int ROWS, int COLS, int SIMDS>
     for (int j = 0; j < COLS; ++j) {
       const float total = simd_sum(acc[i][j]);
       const long at = quantized_element(first + i, column + j, p.m, p.n, p.n);
-      if (lane == 0 && at >= 0) y[at] = T(total + (p.has_bias ? float(bias[column + j]) : 0.0f));
+      if (lane == 0 && at >= 0) y[at] = T(total + (p.has_bias ? float(bias[quantized_place(0, column + j, p.n)]) : 0.0f));
     }
   }
 }

@@ -37,7 +37,7 @@ template <typename Op> struct Source<Op, false> {
     return partial_get(values, indices, at, typename Op::Value());
   }
   template <int N> METAL_FUNC void add(thread typename Op::Value (&part)[N], long at, int) const thread {
-    for (int i = 0; i < N; ++i) part[i] = Op::combine(part[i], get(at + i, 0));
+    for (int i = 0; i < N; ++i) part[i] = Op::combine(part[i], get(steel_packet_place(at, i), 0));
   }
 };
 
@@ -85,7 +85,7 @@ template <typename Op, bool FIRST, bool LAST, int LANES, int E>
   for (int first = reduce_begin(chunk, p.chunk); first < end; first += m.of * E) {
     const int column = first + steel_member_column(m.at, 0, m.of, E);
     if (steel_packet_inside(row, column, p.rows, end, E)) {
-      source.add(part, long(row) * p.row_stride + column, column);
+      source.add(part, steel_place(row, column, p.row_stride), column);
       continue;
     }
     for (int i = 0; i < E; ++i) {

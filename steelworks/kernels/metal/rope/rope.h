@@ -40,8 +40,10 @@ template <typename T, bool INTERLEAVED, int HEADS>
   float cosine = 1.0f;
   float sine = 0.0f;
   if (pair < p.pairs) {
-    const float position = float(offsets[batch * p.offset_step] + row);
-    const float twice = 2.0f * steel::turn_of(position, frequencies[pair], frequencies[p.pairs + pair]);
+    const float position = float(offsets[rope_offset(batch, p.offset_step)] + row);
+    const float high = frequencies[rope_frequency(0, pair, p.pairs)];
+    const float low = frequencies[rope_frequency(1, pair, p.pairs)];
+    const float twice = 2.0f * steel::turn_of(position, high, low);
     cosine = precise::cospi(twice);
     sine = p.inverse ? -precise::sinpi(twice) : precise::sinpi(twice);
   }

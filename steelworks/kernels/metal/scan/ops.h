@@ -43,13 +43,13 @@ template <typename T, bool LARGEST> struct ScanPlace {
 
 /// Writes a result: a number, or a number and its index.
 template <typename V> struct Scanned {
-  template <typename Op> static METAL_FUNC void put(device typename Op::Result* out, device long*, long at, V value) {
+  template <typename Op> static METAL_FUNC void write(device typename Op::Result* out, device long*, long at, V value) {
     out[at] = Op::finish(value, 0);
   }
 };
 template <typename V> struct Scanned<Placed<V>> {
   template <typename Op>
-  static METAL_FUNC void put(device typename Op::Result* out, device long* indices, long at, Placed<V> placed) {
+  static METAL_FUNC void write(device typename Op::Result* out, device long* indices, long at, Placed<V> placed) {
     out[at] = typename Op::Result(placed.value);
     indices[at] = placed.index;
   }

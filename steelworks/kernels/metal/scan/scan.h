@@ -45,7 +45,7 @@ template <typename Op, bool TOTAL, int LANES, int E>
     const int column = first + steel_member_column(m.at, 0, m.of, E);
     Value upto[E];
     if (steel_packet_inside(row, column, p.rows, end, E)) {
-      const Packet packet = *reinterpret_cast<device const Packet*>(x + long(row) * p.stride + column);
+      const Packet packet = *reinterpret_cast<device const Packet*>(x + steel_place(row, column, p.stride));
       for (int i = 0; i < E; ++i) upto[i] = Op::take(packet.at[i], column + i);
     } else {
       for (int i = 0; i < E; ++i) {
@@ -76,7 +76,7 @@ template <typename Op, bool TOTAL, int LANES, int E>
       const long to = steel_element(row, column + i, p.rows, end, p.length);
       if (to < 0) continue;
       const Value value = p.exclusive == 0 ? Op::combine(before, upto[i]) : i == 0 ? before : Op::combine(before, upto[i - 1]);
-      steel::Scanned<Value>::template put<Op>(out, out_indices, to, value);
+      steel::Scanned<Value>::template write<Op>(out, out_indices, to, value);
     }
   }
   if (TOTAL && m.at == 0 && total_at >= 0) steel::partial_put(totals, total_places, total_at, carry);
@@ -108,7 +108,7 @@ template <typename Op, bool TOTAL>
     const long from = steel_line_element(line, place, p.stride, p.inner);
     const long to = steel_line_element(line, place, p.length * p.inner, p.inner);
     const Value upto = Op::combine(value, Op::take(x[from], place));
-    if (!TOTAL) steel::Scanned<Value>::template put<Op>(out, out_indices, to, p.exclusive == 0 ? upto : value);
+    if (!TOTAL) steel::Scanned<Value>::template write<Op>(out, out_indices, to, p.exclusive == 0 ? upto : value);
     value = upto;
   }
   if (TOTAL) steel::partial_put(totals, total_places, total_at, value);

@@ -38,9 +38,9 @@ struct Epilogue {
 
   METAL_FUNC float operator()(float sum, int row, int column) const thread {
     float value = alpha * sum;
-    if (has_bias) value += float(bias[long(row) * bias_row_stride + long(column) * bias_column_stride]);
+    if (has_bias) value += float(bias[steel_place_strided(row, column, bias_row_stride, bias_column_stride)]);
     if (has_residual) {
-      value += beta * float(residual[long(row) * residual_row_stride + long(column) * residual_column_stride]);
+      value += beta * float(residual[steel_place_strided(row, column, residual_row_stride, residual_column_stride)]);
     }
     return activate(value, activation);
   }

@@ -11,6 +11,12 @@ static inline long steel_element_strided(int row, int column, int rows, int colu
   return row < rows && column < columns ? (long)row * row_stride + (long)column * column_stride : -1;
 }
 
+/* The same of elements that are inside: a caller has looked, or a tile or a packet is inside as a whole. */
+static inline long steel_place(int row, int column, int row_stride) { return (long)row * row_stride + column; }
+static inline long steel_place_strided(int row, int column, int row_stride, int column_stride) {
+  return (long)row * row_stride + (long)column * column_stride;
+}
+
 /* What of `size` is left from `first` on, at most `tile`; 0 or less: nothing. */
 static inline int steel_left(int first, int size, int tile) {
   return size - first < tile ? size - first : tile;
@@ -46,3 +52,5 @@ static inline int steel_member_column(int member, int step, int members, int pac
 static inline int steel_packet_inside(int row, int column, int rows, int columns, int packet) {
   return row < rows && column <= columns - packet;
 }
+/* Element `i` of a packet that begins at `at` and is inside as a whole. */
+static inline long steel_packet_place(long at, int i) { return at + i; }

@@ -29,7 +29,7 @@ struct TileLoader {
       const int row = steel_packet_row(thread_at, step, COLS, kPacket, THREADS);
       const int column = steel_packet_column(thread_at, step, COLS, kPacket, THREADS);
       if (kPackets % THREADS != 0 && row >= ROWS) break;
-      held.at[step] = *reinterpret_cast<device const P*>(from + long(row) * row_stride + column);
+      held.at[step] = *reinterpret_cast<device const P*>(from + steel_place(row, column, row_stride));
     }
   }
 

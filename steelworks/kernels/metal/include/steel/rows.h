@@ -57,7 +57,7 @@ struct RowPart {
     for (int step = 0; step < kSteps; ++step) {
       const int begin = first + column(m, step);
       if (steel_packet_inside(m.row, begin, rows, columns, kPacket)) {
-        const P packet = *reinterpret_cast<device const P*>(from + long(m.row) * row_stride + begin);
+        const P packet = *reinterpret_cast<device const P*>(from + steel_place(m.row, begin, row_stride));
         for (int i = 0; i < kPacket; ++i) at[step * kPacket + i] = float(packet.at[i]);
         continue;
       }
