@@ -941,6 +941,32 @@ def test_a_worker_never_waits_for_more_than_fits_a_batch(start: Any) -> None:
     assert model.batches == [[1, 2]]
 
 
+def test_a_worker_that_waits_for_more_goes_on_when_no_more_may_wait(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_wait=100 * LONG, max_batch_size=8, max_pending=2)
+    queue._scheduler._crowd = 8.0  # as if eight requests had been in flight lately
+    first = queue.submit(row(1))
+    wait_for_gathering(queue, 8)
+    second = queue.submit(row(2))
+    model.open()
+    assert_values(outcomes_of([first, second]), [2, 4])
+    assert model.batches == [[1, 2]]
+
+
+def test_a_worker_does_not_wait_for_more_where_requests_are_refused(start: Any) -> None:
+    model = Held()
+    queue = start(model, max_wait=100 * LONG, max_batch_size=8, max_pending=2, overflow="reject")
+    futures = [queue.submit(row(1))]
+    model.wait_for_call()
+    futures += [queue.submit(row(2)), queue.submit(row(3))]
+    queue._scheduler._crowd = 8.0
+    with pytest.raises(sw.QueueFullError):
+        queue.submit(row(4))
+    model.open()
+    assert_values(outcomes_of(futures), [2, 4, 6])
+    assert model.batches == [[1], [2, 3]]
+
+
 def test_requests_that_came_up_from_behind_max_pending_wake_an_idle_worker(start: Any) -> None:
     model = Held()
     queue = start(model, num_workers=2, max_pending=1)

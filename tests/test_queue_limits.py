@@ -391,6 +391,29 @@ def test_a_retried_request_may_be_dropped_like_any_other(start: Any) -> None:
     assert_values([ends[0], *ends[2:]], [0, 4, 6])
 
 
+def test_with_drop_oldest_retried_requests_are_as_old_as_they_were_whatever_order_they_ran_in(
+    start: Any,
+) -> None:
+    def die(x: torch.Tensor) -> torch.Tensor:
+        if x[0, 0] == 2 and x.shape[0] > 1:
+            raise SystemExit
+        return x * 2
+
+    model = Held(die)
+    queue, first = occupied(start, model, max_pending=2, overflow="drop_oldest", aging=1000.0)
+    futures = [queue.submit(row(1)), queue.submit(row(2), priority=1)]  # 2 goes first
+    with watched() as steps:
+        retried = steps.stop("after", "Retry")
+        model.step(2)
+        retried.wait()
+        futures.append(queue.submit(row(3)))  # there is no room: 1 came before 2
+        retried.release()
+    model.open()
+    ends = outcomes_of([first, *futures])
+    assert isinstance(ends[1], QueueFullError)
+    assert_values([ends[0], *ends[2:]], [0, 4, 6])
+
+
 # ---------------------------------------------------------------- options
 
 

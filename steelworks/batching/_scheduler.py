@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from steelworks import seam
@@ -55,6 +56,7 @@ from steelworks.plans.plan import Plan
 
 logger = logging.getLogger("steelworks.batching")
 
+_ARRIVED = attrgetter("arrived")
 _FEW = 64  # ended entries that a list may hold before it is worth cleaning
 
 OPEN, CLOSING, CLOSED, BROKEN, FORKED = "open", "closing", "closed", "broken", "forked"
@@ -562,6 +564,8 @@ class Scheduler:
             share = min(share, -(-int(self._crowd) // self.workers))
         if self._pending.rows >= share:
             return 0.0
+        if self._pending.count >= self._max_pending:
+            return 0.0  # whoever comes now is parked or refused until a batch is taken
         sleeper.need = share
         return self.options.max_wait
 
@@ -578,6 +582,8 @@ class Scheduler:
         sleeper.wake.acquire()
 
     def _sleeper_to_wake(self) -> Sleeper | None:
+        if self._idle and self._pending.count >= self._max_pending:
+            return self._idle.popleft()  # no more may wait, whatever it waits for
         for place, sleeper in enumerate(self._idle):
             if sleeper.need <= self._pending.rows:
                 del self._idle[place]
@@ -659,7 +665,9 @@ class Scheduler:
                         request.attempts += 1
                     self._pending.add(request)
             if self._ages is not None:
-                self._ages.extendleft(reversed(again))
+                # By arrival: they ran in another order, and others may have come back before.
+                ages = (*again, *(request for request in self._ages if request.state == PENDING))
+                self._ages = deque(sorted(dict.fromkeys(ages), key=_ARRIVED))
             if self._pending.count:
                 wake = self._sleeper_to_wake()
         if wake is not None:

@@ -21,7 +21,7 @@ from .checking import BUGS, Row, check
 from .models import POOL, QUEUE, Config
 
 _POOL_CODE: Final = ("steelworks/streams/_ledger.py", "steelworks/streams/pool.py")
-_QUEUE_CODE: Final = ("steelworks/batching/_scheduler.py", "steelworks/batching/_worker.py")
+_QUEUE_CODE: Final = tuple(f"steelworks/batching/_{name}.py" for name in ("scheduler", "pending", "worker"))
 _TLC: Final = "TLC"
 _FAIR: Final = "weak fairness of each thread's steps; the operating system schedules every thread"
 _SEAM: Final = (
@@ -113,7 +113,8 @@ def declared() -> tuple[Claim, ...]:
         ),
         declare(
             "tla.batch-queue",
-            "no request ends twice or is lost; pending is bounded; room is used; no worker sleeps on work (I2)",
+            "no request ends twice or is lost; pending is bounded; room is used; no worker sleeps on work but for "
+            "max_wait; no batch is too wide, and none is formed out of turn (I2)",
             tool=_TLC,
             bound=_bound(QUEUE, live=False),
             binding="its graphs are replayed (tla.batch-queue.replay)",
@@ -212,7 +213,16 @@ def _second_bound(quick: bool = False) -> str:
 
 
 def _bound_of(configs: list[Config]) -> str:
-    return f"{_size(configs, 'Requests', 'request')}, {_size(configs, 'Workers', 'worker')}"
+    rows = max(int(c.constants["WideRows"]) if c.constants["Wide"] != "{}" else 1 for c in configs)
+    flight = max(int(c.constants["Depth"]) for c in configs)
+    said = [f"{_size(configs, 'Requests', 'request')}, {_size(configs, 'Workers', 'worker')}"]
+    if rows > 1:
+        said.append(f"1-{rows} rows a request")
+    if any(c.constants["Urgent"] != "{}" for c in configs):
+        said.append("2 priorities")
+    if flight > 1:
+        said.append(f"1-{flight} batches in flight")
+    return ", ".join(said)
 
 
 def _traced_bound(files: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ import logging
 import queue as queues
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,9 @@ _REFUSALS = ("QueueFullError", "QueueClosedError")
 _NAME = "replay"
 _ANSWERS = {"Complete": "ok", "DirectOk": "ok", "Raise": "raise", "DirectFails": "raise", "Die": "die"}
 _WORK = ("Take", "Complete", "Raise", "Tell", "Die", "LastWords", "Retry", "Interrupt", "GiveBack")
+_WORK += ("Gather", "TimeUp", "Stop")
+_AGING = 1e6  # seconds; no replay takes as long, so only the clock that is set forward ages a request
+_DEADLINE = 1e12  # seconds; likewise
 
 
 class _Device(CPUDevice):
@@ -133,19 +137,40 @@ class _Hook:
 
 
 class _WokenGate(Gate):
-    """A gate behind which a thread looks for work at once."""
+    """A gate behind which a thread looks for work at once.
+
+    Attributes:
+        owed: whether the wait is for a wake-up that is on its way, by one whose time was up.
+    """
 
     def __init__(self, subject: QueueSubject, name: str) -> None:
         super().__init__(subject.director, name)
         self._subject = subject
+        self.owed = False
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         made = self._made
+        self.owed = sys._getframe(1).f_code.co_name == "_stop_gathering"
         taken = super().acquire(blocking, timeout)
         actor = self._subject.director.me()
         if made and taken and actor is not None:
             self._subject.came_from_a_gate[actor.name] = True
+        if made and not taken and self._name == "sleep":
+            self._subject.director.stand(Point("step", "up"))
         return taken
+
+
+class _Clock:
+    """Time as the queue sees it: the real one, and what the walk sets it forward by."""
+
+    def __init__(self) -> None:
+        self.forward = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.forward
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.forward
 
 
 class QueueSubject:
@@ -162,6 +187,9 @@ class QueueSubject:
         self._clocked = _names(constants["Clocked"])
         self._workers = _names(constants["Workers"])
         self._requests = _names(constants["Requests"])
+        self._urgent = _names(constants["Urgent"])
+        wide = _names(constants["Wide"])
+        self._rows = {name: int(constants["WideRows"]) if name in wide else 1 for name in self._requests}
         self._undo: list[Callable[[], object]] = []
         self.director = Director()
         self.came_from_a_gate: dict[str, bool] = {}
@@ -179,8 +207,10 @@ class QueueSubject:
         self._borrower: Any = None
         self._lent: Any = None
         self._values = {
-            name: torch.full((1, 1), float(place)) for place, name in enumerate(self._requests, 1)
+            name: torch.full((self._rows[name], 1), float(place))
+            for place, name in enumerate(self._requests, 1)
         }
+        self._clock = _Clock()
         self._patch()
         plan = _Plan(director, int(self._constants["MaxBatch"]), '"direct"' in self._features)
         overflow: Any = {"block": "block", "reject": "reject", "drop": "drop_oldest"}[
@@ -192,7 +222,9 @@ class QueueSubject:
             max_pending=int(self._constants["MaxPending"]),
             overflow=overflow,
             num_workers=len(self._workers),
-            depth=1,
+            depth=int(self._constants["Depth"]),
+            max_wait=3600.0 if '"gather"' in self._features else 0.0,
+            aging=_AGING,
             express=1,
             tracing=False,
             name=_NAME,
@@ -253,6 +285,8 @@ class QueueSubject:
             "current_thread": threading.current_thread,
         }
         self._set(_worker, "threading", types.SimpleNamespace(**crew))
+        for module in (_scheduler, _worker, queue_module):
+            self._set(module, "time", self._clock)
         lane = types.SimpleNamespace(
             SimpleQueue=lambda: SimpleQueue(director, queues.Empty, "lane"), Empty=queues.Empty
         )
@@ -344,22 +378,45 @@ class QueueSubject:
     def _step(self, action: str, before: State, after: State) -> None:
         if action in _WORK:
             return self._work(action, before, after)
+        if action == "Age":
+            self._clock.forward += 2 * _AGING
+            return None
         if action in ("Lend", "LendTimeout", "CloseSoftly", "CloseAtOnce", "Closed", "Drain", "Drained"):
             return self._live(action)
         return self._call(action, before, after)
 
     def _work(self, action: str, before: State, after: State) -> None:
-        parts = ("pc", "hand", "now", "rest", "tell", "held")
+        parts = ("pc", "hand", "now", "rest", "tell", "held", "later", "broken", "need")
         changed = [w for w in self._workers if any(before[part][w] != after[part][w] for part in parts)]
         (name,) = changed or before["woken"] - after["woken"]  # woken for nothing, it sleeps again
         who = "leader" if before["lent"] == name else self._thread(name)
         wanted = {"Take": ("Take", "sleep", "borrow"), "Tell": ("tell",), "LastWords": ("tell",)}
         wanted |= {"Retry": ("Retry",), "GiveBack": ("GiveBack",)}
+        wanted |= {"Gather": ("Take", "sleep"), "TimeUp": ("sleep",), "Stop": ("up",)}
+        if action in ("Take", "Gather"):
+            self.scheduler._crowd = self._guess(
+                name, before, after["need"][name] if action == "Gather" else 0
+            )
         self._go(
             who,
-            "interrupt" if action == "Interrupt" else _ANSWERS.get(action),
+            {"Interrupt": "interrupt", "TimeUp": "timeout"}.get(action, _ANSWERS.get(action)),
             wanted.get(action, ("model",)),
+            ready=None if action == "TimeUp" else True,
         )
+
+    def _guess(self, worker: str, state: State, rows: int) -> float:
+        """How many rows the queue expects, so that ``worker`` waits for ``rows``; 0 where it takes what there is.
+
+        The walk may choose it freely: whatever it is, the queue must do right.
+        """
+        waiting = sum(1 for how in state["st"].values() if how == "pending")
+        free = not state["hand"][worker] and state["need"][worker] == 1 and state["state"] == "open"
+        if not rows and free and waiting < int(self._constants["MaxPending"]):
+            return 0.0
+        rows = rows or 1000  # it takes although it expects many: a rule keeps it from waiting
+        many = len(self._workers)
+        in_all = self.scheduler._running_rows + rows
+        return float(in_all if many == 1 else max(in_all, many * rows))
 
     def _live(self, action: str) -> None:
         order: Callable[[], Any]
@@ -385,10 +442,12 @@ class QueueSubject:
         )
         if action in ("Submit", "Direct"):
             x = self._values[name]
+            priority = 1.0 if name in self._urgent else 0.0
             if name in self._callers:
-                return self._go(name, lambda: self.queue(x), ("top",))
-            deadline = 3600.0 if name in self._clocked else None
-            return self._go(name, lambda: self.queue.submit(x, deadline=deadline), ("top",))
+                return self._go(name, lambda: self.queue(x, priority=priority), ("top",))
+            deadline = _DEADLINE if name in self._clocked else None
+            order = lambda: self.queue.submit(x, deadline=deadline, priority=priority)  # noqa: E731
+            return self._go(name, order, ("top",))
         if action in ("DirectOk", "DirectFails"):
             return self._go(name, _ANSWERS[action], ("direct",))
         if action == "Withdraw":
@@ -476,6 +535,7 @@ class QueueSubject:
             ),
             "alive": scheduler._accepted - sum(scheduler._ended.values()),
             "running": scheduler._running,
+            "rows": (scheduler._pending.rows, scheduler._running_rows),
             "idle": tuple(self._workers[sleeper.owner.index] for sleeper in scheduler._idle),
             "state": scheduler.state,
             "borrowing": bool(scheduler._borrowers),
@@ -509,10 +569,21 @@ class QueueSubject:
             place, place
         )
         place = {"Retry": "bury", "GiveBack": "giveback"}.get(place, place)
+        if place == "idle" and worker is not None and worker.sleeper.wake.owed:
+            place = "owed"
         seen[f"pc[{name}]"] = place
-        seen[f"woken[{name}]"] = not lent and place == "idle" and point is not None and point.ready()
+        woken = not lent and place in ("idle", "owed") and point is not None and point.ready()
+        if place == "up" and worker is not None:
+            woken = not worker.sleeper.wake.locked()
+        seen[f"woken[{name}]"] = woken
+        if place in ("take", "idle", "up", "owed") and worker is not None:
+            seen[f"need[{name}]"] = worker.sleeper.need
+        if place in ("take", "run") and worker is not None:
+            batches = list(worker.in_flight)
+            seen[f"hand[{name}]"] = tuple(
+                tuple(self._name(entry) for entry in batch.requests) for batch in batches
+            )
         if place == "run" and worker is not None:
-            seen[f"hand[{name}]"] = tuple(self._name(entry) for entry in worker.requests())
             seen[f"now[{name}]"] = tuple(self._names[id(reading)] for reading in worker.runner.running)
             seen[f"held[{name}]"] = tuple(self._name(entry) for batch in worker.held for entry in batch)
 
@@ -544,8 +615,10 @@ class QueueSubject:
 
     def expected(self, state: State) -> dict[str, Any]:
         st, line = state["st"], state["line"]
+        waiting, running = ([r for r in line if st[r] == how] for how in ("pending", "running"))
         wanted: dict[str, Any] = {
-            "pending": tuple(r for r in line if st[r] == "pending"),
+            "pending": tuple(r for r in state["order"] if st[r] == "pending"),
+            "rows": (sum(self._rows[r] for r in waiting), sum(self._rows[r] for r in running)),
             "parked": tuple(r for r in line if st[r] == "parked"),
             "alive": len(line),
             "running": sum(1 for r in line if st[r] == "running"),
@@ -558,8 +631,12 @@ class QueueSubject:
             place = state["pc"][w]
             wanted[f"pc[{w}]"] = {"last words": "tell"}.get(place, place)
             wanted[f"woken[{w}]"] = w in state["woken"]
+            if place in ("take", "idle", "up", "owed"):
+                wanted[f"need[{w}]"] = state["need"][w]
+            if place in ("take", "run"):
+                wanted[f"hand[{w}]"] = _in_flight(state, w)
             if place == "run":
-                for part in ("hand", "now", "held"):
+                for part in ("now", "held"):
                     wanted[f"{part}[{w}]"] = state[part][w]
         for r in self._requests:
             wanted[f"st[{r}]"] = st[r]
@@ -580,6 +657,15 @@ class _Complaints(logging.Handler):
             self._subject.faults.append(
                 f"the queue complains: {record.msg}: {record.exc_info and record.exc_info[1]!r}"
             )
+
+
+def _in_flight(state: State, worker: str) -> tuple[tuple[str, ...], ...]:
+    """The batches in flight, in the order in which they were launched."""
+    hand, later, broken = (state[part][worker] for part in ("hand", "later", "broken"))
+    if not hand:
+        return ()
+    # One that raised is run in halves when all in flight have ended; until then the others end behind it.
+    return (*broken, hand, *later) if state["now"][worker] == hand else (hand, *broken, *later)
 
 
 def _names(text: str) -> tuple[str, ...]:
