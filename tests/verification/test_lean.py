@@ -72,18 +72,15 @@ def said(messages: tuple[Message, ...]) -> str:
 # ---------------------------------------------------------------- what Lean says
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("theory", run.THEORIES)
 def test_lean_accepts_every_proof_of(theory: str, proofs: Proofs) -> None:
     assert not proofs.errors[theory], said(proofs.errors[theory])
 
 
-@pytest.mark.evidence
 def test_the_proofs_rest_on_no_axioms_but_leans_own(proofs: Proofs) -> None:
     assert not proofs.findings, "\n".join(f"{f.place}: {f.what}" for f in proofs.findings)
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize(("group", "least"), GROUPS, ids=[g for g, _ in GROUPS])
 def test_the_code_answers_as_the_definitions_do(group: str, least: int, proofs: Proofs) -> None:
     wrong = [c for c in proofs.disagreeing if c.group == group]
@@ -91,18 +88,15 @@ def test_the_code_answers_as_the_definitions_do(group: str, least: int, proofs: 
     assert proofs.cases[group] >= least
 
 
-@pytest.mark.evidence
 def test_no_group_of_cases_is_left_out(proofs: Proofs) -> None:
     assert set(proofs.cases) == {group for group, _ in GROUPS}
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("name", [p.name for p in planted.PLANTED])
 def test_lean_rejects_that(name: str, plants: Plants) -> None:
     assert name in plants.rejected, said(plants.messages[name]) or "Lean accepted it"
 
 
-@pytest.mark.evidence
 def test_lean_accepts_the_same_without_a_planted_error(plants: Plants) -> None:
     assert not plants.controls, said(plants.controls)
 
@@ -211,13 +205,11 @@ def test_locks_in_a_circle_have_no_order(pairs: list[tuple[str, str]]) -> None:
         locks.ranks(pairs, [])
 
 
-@pytest.mark.evidence
 def test_no_thread_that_holds_a_lock_waits_for_a_signal(proofs: Proofs) -> None:
     assert not proofs.locks.waited
     assert len(proofs.locks.locks) >= 6
 
 
-@pytest.mark.evidence
 def test_launching_a_compiled_kernel_takes_no_lock_of_the_kernels_host_side(proofs: Proofs) -> None:
     assert not proofs.locks.kernels
 

@@ -232,6 +232,7 @@ HOLDING: tuple[Config, ...] = (
         731,
         changed={"Callers": "{r1, r2}", "Clocked": "{}", "Features": _features("direct", "drain", "close")},
         replayed=True,
+        quick=False,
     ),
     _queue(
         "queue-withdraw",
@@ -257,6 +258,7 @@ HOLDING: tuple[Config, ...] = (
         936,
         changed={"MaxPending": "2", "Clocked": "{}", "Features": _features("lend", "drain", "close")},
         replayed=True,
+        quick=False,
     ),
     _queue(
         "queue-halves",
@@ -270,6 +272,7 @@ HOLDING: tuple[Config, ...] = (
             "Features": _features("raise", "die"),
         },
         replayed=True,
+        quick=False,
     ),
     _queue(
         "queue-mates",
@@ -284,6 +287,7 @@ HOLDING: tuple[Config, ...] = (
         1084,
         changed={"Workers": "{w1, w2}", "Clocked": "{}", "Features": _features("cancel", "die")},
         replayed=True,
+        quick=False,
     ),
     _queue(
         "queue-two-more",
