@@ -439,6 +439,29 @@ def test_an_interrupt_of_the_leader_reaches_it_and_the_queue_goes_on(
     assert_values(list(queue.map([row(v) for v in range(6)])), [2 * v for v in range(6)])
 
 
+def test_an_interrupt_of_a_leader_loses_no_request_that_it_holds_back(start: Any) -> None:
+    sent: list[Any] = []
+    interrupts = iter([KeyboardInterrupt()])
+
+    def launch(batch: list[float]) -> None:
+        if batch == [0] and not sent and here() == "MainThread":
+            sent.append(queue.submit(row(1)))
+            sent[0].request.solo = True  # it is to run alone, and so waits for the batch in flight
+
+    def finish(batch: list[float]) -> list[torch.Tensor]:
+        if sent and batch == [0] and here() == "MainThread":
+            for interrupt in interrupts:
+                raise interrupt
+        return [row(2 * v) for v in batch]
+
+    queue = start(leading(launch=launch, finish=finish), depth=2)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(50):  # until it is the leader that has that batch in hand
+            list(queue.map([row(0)]))
+    assert values(sent[0].result(LONG)) == [2]
+    assert queue.drain(LONG)
+
+
 @pytest.mark.parametrize("given", [0, 1, 2, 5])
 def test_an_interrupt_in_the_source_of_a_leading_map_costs_the_queue_no_worker(
     start: Any, given: int

@@ -97,13 +97,17 @@ class Worker:
         """
         runner, scheduler = self.runner, self.crew.scheduler
         assert runner is not None
-        while len(self.in_flight) < self.crew.depth:
-            requests = scheduler.take(self.sleeper, wait=False)
-            if requests is None:
-                break
-            self._launch(runner, requests)
-        if self.in_flight:
-            self._finish(runner)
+        try:
+            while len(self.in_flight) < self.crew.depth:
+                requests = scheduler.take(self.sleeper, wait=False)
+                if requests is None:
+                    break
+                self._launch(runner, requests)
+            if self.in_flight:
+                self._finish(runner)
+        except BaseException:  # the caller was interrupted: whoever comes next runs what was not launched
+            scheduler.retry(self.take_held(), blamed=False)
+            raise
 
     def _launch(self, runner: Runner, requests: list[Request]) -> None:
         alone = requests[0].solo  # nothing else may be in hand if it ends the worker again

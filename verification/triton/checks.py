@@ -191,7 +191,7 @@ def compiled(chosen: Chosen) -> dict[str, Found]:
 def slow_launches(path: Path = SLOW) -> set[str]:
     """Launches that are not tried: kernel in call."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return {line for line in lines if line and not line.startswith("#")}
+    return {line.partition("#")[0].strip() for line in lines} - {""}
 
 
 def kernels_launched_by_nobody(found: Iterable[str]) -> list[str]:
