@@ -272,7 +272,6 @@ HOLDING: tuple[Config, ...] = (
             "Features": _features("raise", "die"),
         },
         replayed=True,
-        quick=False,
     ),
     _queue(
         "queue-mates",
