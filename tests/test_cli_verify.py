@@ -230,6 +230,12 @@ def test_the_markdown_has_a_row_for_each_claim(
     assert "Counted were 2 cases, 9 steps." in text
 
 
+def test_the_markdown_of_the_quick_set_is_refused(evidence: Evidence, tmp_path: Path) -> None:
+    done = evidence("--quick", "--markdown", str(tmp_path / "table.md"), good=(PASSING, "good.one"))
+    assert done.exit_code != 0
+    assert "leave --quick out" in done.output
+
+
 def test_the_markdown_of_some_claims_only_is_refused(evidence: Evidence, tmp_path: Path) -> None:
     done = evidence("--only", "good", "--markdown", str(tmp_path / "page.md"), good=(PASSING, "good.one"))
     assert done.exit_code == 2

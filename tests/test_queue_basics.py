@@ -941,6 +941,39 @@ def test_a_worker_never_waits_for_more_than_fits_a_batch(start: Any) -> None:
     assert model.batches == [[1, 2]]
 
 
+def test_an_interrupt_while_others_are_told_loses_no_batch(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a callback of an expired future raises it in the worker that took the batch behind."""
+    model = Held()
+    queue = start(model)
+    futures = [queue.submit(row(1))]
+    model.wait_for_call()
+    scheduler = queue._scheduler
+    take, deliver, skipped_one = scheduler._take, scheduler._deliver, object()
+    left = [skipped_one]
+
+    def taking(skipped: list[Any]) -> list[Any]:
+        batch: list[Any] = take(skipped)
+        if batch and left:
+            skipped.append(left.pop())
+        return batch
+
+    def delivering(ended: list[Any]) -> None:
+        if ended == [skipped_one]:
+            deliver([])
+            raise KeyboardInterrupt
+        deliver(ended)
+
+    monkeypatch.setattr(scheduler, "_take", taking)
+    monkeypatch.setattr(scheduler, "_deliver", delivering)
+    futures += [queue.submit(row(2)), queue.submit(row(3))]
+    model.open()
+    assert_values(outcomes_of(futures), [2, 4, 6])
+    assert not left, "nothing was interrupted"
+    assert queue.drain(LONG)
+
+
 def test_a_worker_that_waits_for_more_goes_on_when_no_more_may_wait(start: Any) -> None:
     model = Held()
     queue = start(model, max_wait=100 * LONG, max_batch_size=8, max_pending=2)

@@ -68,8 +68,9 @@ def main(options: Options, console: Console, parts: Sequence[Part] | None = None
         return 0
     if options.quick and (left := left_out(everything, options.only)):
         show.note(console, f"left to the full set: {', '.join(left)}")
-    if options.markdown is not None and options.only:
-        raise Refused("--markdown writes the table of all claims: leave --only out, or merge with --from")
+    if options.markdown is not None and (options.only or options.quick):
+        given = "--only" if options.only else "--quick"
+        raise Refused(f"--markdown writes the table of all claims: leave {given} out, or merge with --from")
     began = time.monotonic()
     try:
         earlier = results.read(options.earlier, everything)

@@ -150,5 +150,6 @@ def read(files: Iterable[Path], everything: Sequence[Declared]) -> Earlier:
 
 
 def _read_claim(entry: dict[str, Any]) -> Ended:
-    claim = Claim(**{field.name: entry[field.name] for field in fields(Claim)})
+    given = {field.name: entry[field.name] for field in fields(Claim) if field.name != "in_quick"}
+    claim = Claim(**given, in_quick=entry.get("in_quick", True))
     return Ended(replace(claim, code=tuple(claim.code)), entry["part"], entry["state"], entry["quick"])

@@ -20,7 +20,7 @@ from .parts import ROOT, Declared
 from .results import FAILED, HOLDS, NOT_CHECKED, Ended
 
 #: Parts at a time: most keep a core busy, and some two.
-AT_A_TIME: Final = max(2, (os.cpu_count() or 2) // 2 + 1)
+AT_A_TIME: Final = max(2, min(4, (os.cpu_count() or 2) // 2 + 1))
 #: Seconds after which a part is stopped.
 LIMIT: Final = 3600.0
 _LEAVE: Final = 30.0  # seconds that a part has to go when it is done

@@ -420,7 +420,11 @@ class Scheduler:
             if other is not None:
                 other.wake.release()
             if skipped:
-                self._deliver(skipped)
+                try:
+                    self._deliver(skipped)
+                except BaseException:  # the user's, by a callback: the batch is in nobody's hands yet
+                    self.retry(batch, blamed=False)
+                    raise
             if batch:
                 seam.after("Take", self, batch=batch)
                 return batch

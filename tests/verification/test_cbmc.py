@@ -30,7 +30,6 @@ def test_z3_proves_the_lemma(name: str) -> None:
     assert lemma.prove(LEMMAS[name]).failed == ()
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("bug", QUICK_BUGS, ids=lambda bug: bug.what)
 def test_a_planted_bug_is_refuted(bug: planted.Bug) -> None:
     assert planted.refute(bug).refuted

@@ -18,7 +18,6 @@ def test_every_schedule_of_a_scene_ends_well(scene: str) -> None:
     assert found["schedules"] >= 2
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("bug", ["looks-before-it-returns", "who-gives-up-ends-a-request-again"])
 def test_a_planted_bug_is_noticed(bug: str) -> None:
     assert claims.explored(claims.PLANTED[bug], bug)["holds"] is False

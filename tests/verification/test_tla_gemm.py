@@ -29,7 +29,6 @@ def checks() -> Iterator[Checks]:
     checks.close()
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("case", [config.case for config in QUICK])
 def test_a_kernel_does_the_same_under_every_schedule(case: str) -> None:
     """What is recorded once stands for all runs."""
@@ -47,7 +46,6 @@ def test_a_barrier_left_out_of_the_model_is_one_left_out_of_the_kernel(case: str
     assert without == usual.without(sorted(usual.lines)[site]) != usual
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("config", QUICK, ids=named)
 def test_the_kernel_has_the_properties_under_every_interleaving(config: GemmConfig, checks: Checks) -> None:
     outcome = checks.outcome(config)
@@ -55,7 +53,6 @@ def test_the_kernel_has_the_properties_under_every_interleaving(config: GemmConf
     assert outcome.states == config.states, "the kernel does more or less than it did"
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("config", FAILING, ids=named)
 def test_a_missing_barrier_or_a_planted_bug_is_found(config: GemmConfig, checks: Checks) -> None:
     outcome = checks.outcome(config)

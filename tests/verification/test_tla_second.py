@@ -28,7 +28,6 @@ def why(config: Config) -> str:
     return row.why
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize("name", HOLDING)
 def test_it_finds_as_many_states_as_tlc_and_no_violation(name: str) -> None:
     assert why(CONFIGS[name]) == ""

@@ -26,7 +26,6 @@ def test_a_softmax_and_a_norm_are_free_of_races() -> None:
     assert found["counts"]["free"] + found["counts"]["free without copies"] == 2
 
 
-@pytest.mark.evidence
 @NEEDS_SENTRYWARD
 def test_most_barriers_of_a_softmax_are_needed() -> None:
     counts = planted.run("barriers", claims.QUICK_BARRIERS)["counts"]
@@ -49,7 +48,6 @@ def test_kernels_that_start_early_read_what_is_settled() -> None:
     assert found["counts"]["early"] == 1
 
 
-@pytest.mark.evidence
 @pytest.mark.parametrize(
     "what",
     [

@@ -79,7 +79,7 @@ def test_without_a_record_the_command_that_makes_one_is_named(tmp_path: Path) ->
         sanitizer.record(tmp_path / "none.json")
 
 
-def test_the_claim_fails_if_the_record_has_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claim_fails_if_the_record_has_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = {one.name: one for one in claims.declared()}["triton.device"]
     kept = json.loads(sanitizer.RECORD.read_text(encoding="utf-8"))
     monkeypatch.setattr(sanitizer, "record", lambda: kept)
@@ -89,5 +89,17 @@ def test_the_claim_fails_if_the_record_has_a_finding(tmp_path: Path, monkeypatch
     found = claims._recorded(claim)
     assert not found.passed
     assert found.why == "racecheck: topk, _select_kernel: Race reported"
-    del kept["tools"]["racecheck"]
-    assert claims._recorded(claim).why == "racecheck did not run"
+    kept["tools"]["racecheck"] = {"calls": 3, "findings": [], "problem": ""}
+    assert claims._recorded(claim).why == f"racecheck ran 3 of {sanitizer.how_many()} calls"
+
+
+def test_the_claim_fails_if_the_tools_noticed_no_planted_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = {one.name: one for one in claims.declared()}["triton.device"]
+    kept = json.loads(sanitizer.RECORD.read_text(encoding="utf-8"))
+    kept["planted"]["barriers"][sanitizer.NOTICED] = []
+    monkeypatch.setattr(sanitizer, "record", lambda: kept)
+    assert claims._recorded(claim).why == "no planted bug of the kind barriers was noticed"
+
+
+def test_a_run_that_dies_before_its_first_call_has_noticed_nothing() -> None:
+    assert not read("========= COMPUTE-SANITIZER\n", "ModuleNotFoundError: No module named 'torch'").noticed

@@ -42,7 +42,7 @@ TOOLS: Final = ("memcheck", "racecheck", "synccheck", "initcheck")
 RECORD: Final = Path(__file__).with_name("sanitizer.json")
 _RECORDS: Final = "python -m verification.triton.sanitizer --json verification/triton/sanitizer.json"
 #: What the record is about.
-CODE: Final = ("steelworks/kernels/triton",)
+CODE: Final = ("steelworks/kernels/triton", "verification/triton/calls.py")
 #: Calls of which each barrier is taken out: a kernel of each kind, with products by warpgroups and without.
 BARRIERS: Final = (
     "softmax 3x50", "softmax 3x1000", "softmax exact", "softmax backward", "norms 3x700", "norms backward 100",
@@ -58,6 +58,7 @@ _FINDING: Final = re.compile(
     r"=+ (?:Error: |Warning: )?((?:Invalid|Race|Uninitialized|Barrier|Potential|Misaligned|Divergent).*)"
 )
 _OURS: Final = re.compile(r"\bat (_\w+_kernel)\b")
+_NOTHING: Final = "no call yet"
 _TOGETHER: Final = 12
 _SECONDS: Final = 480.0
 _SECONDS_BUG: Final = 150.0
@@ -84,8 +85,8 @@ class Said:
 
     @property
     def noticed(self) -> bool:
-        """Whether anything is wrong; a launch that fails is noticed too."""
-        return bool(self.found or self.problem)
+        """Whether anything is wrong in a call; a launch that fails is noticed too."""
+        return bool(self.found) or (bool(self.problem) and not self.problem.startswith(f"in {_NOTHING}"))
 
 
 def program() -> str:
@@ -99,6 +100,13 @@ def program() -> str:
         if path is not None and Path(path).exists():
             return path
     raise ToolMissing("compute-sanitizer is not here; it comes with CUDA's toolkit: put it on PATH")
+
+
+def how_many() -> int:
+    """How many calls there are to run."""
+    from . import calls
+
+    return len(calls.calls()) + len(calls.edges())
 
 
 def record(path: Path = RECORD) -> dict[str, Any]:
@@ -240,7 +248,7 @@ def read(output: str, more: str = "") -> Said:
     if done:
         return Said(tuple(found), calls, others)
     last = " / ".join((output + more).splitlines()[-4:])
-    return Said(tuple(found), max(calls - 1, 0), others, f"in {call or 'nothing yet'}: {last[-500:]}")
+    return Said(tuple(found), max(calls - 1, 0), others, f"in {call or _NOTHING}: {last[-500:]}")
 
 
 def _merge(some: Sequence[Said]) -> Said:
