@@ -66,7 +66,8 @@ def main(options: Options, console: Console, parts: Sequence[Part] | None = None
     if options.list_only:
         show.listing(console, wanted)
         return 0
-    if options.quick and (left := left_out(everything, options.only)):
+    taken = {name for _, names in wanted for name in names}
+    if left := [n for _, names in choose(everything, options.only) for n in names if n not in taken]:
         show.note(console, f"left to the full set: {', '.join(left)}")
     if options.markdown is not None and (options.only or options.quick):
         given = "--only" if options.only else "--quick"
@@ -118,12 +119,6 @@ def choose(
     if not chosen:
         raise Refused(f"--only {', '.join(only)}: these claims are of the full set; leave --quick out")
     return chosen
-
-
-def left_out(everything: Sequence[Declared], only: Sequence[str]) -> list[str]:
-    """The claims that are asked for and that the quick set does not have."""
-    asked = {name for _, names in choose(everything, only) for name in names}
-    return [c.name for one in everything for c in one.claims if c.name in asked and not c.in_quick]
 
 
 def make_ready(console: Console, parts: Sequence[Part]) -> None:

@@ -165,6 +165,7 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
     """
     import torch
 
+    del quick  # of the full set only
     torch.set_num_threads(1)
     known = {claim.name: claim for claim in declared()}
     try:
@@ -172,7 +173,7 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
     except LeanMissing as problem:
         raise ToolMissing(str(problem)) from problem
     version = f"Lean {lean.version}"
-    cases, recorded = evidence.gather_cases(quick)
+    cases, recorded = evidence.gather_cases()
     if any(wanted(name) for name in known if name != "lean.planted"):
         yield from _proven(evidence.prove(cases, recorded, lean), known, version)
     if wanted("lean.planted"):

@@ -15,7 +15,7 @@ from typing import Any, Final
 from verification.claims import Claim, ToolMissing, declare
 from verification.parts import Wanted, everything
 
-from . import checks, planted
+from . import checks, planted, sanitizer
 
 _FOLDER: Final = Path(__file__).resolve().parent
 _KERNELS: Final = "steelworks/kernels/triton"
@@ -33,9 +33,6 @@ BARRIERS: Final = (
     r"^(softmax 3x50|softmax 3x1000|softmax exact|softmax rows apart|norms 3x50|norms 3x700|norms backward 100|"
     r"linear 16x32 in 1|linear 16x64x256 no bias|linear 32x64x64 no bias)$"
 )
-QUICK_BARRIERS: Final = r"^softmax 3x50$"
-#: Of the planted bugs, the quick set takes one in so many.
-QUICK_OF: Final = 5
 
 
 def declared() -> tuple[Claim, ...]:
@@ -129,8 +126,8 @@ def claims(quick: bool, wanted: Wanted = everything) -> Iterator[Claim]:
             tool = {"early": triton, "races": sentryward}[one]
             yield _checked(replace(known[f"triton.{one}"], tool=tool), one, quick, found[one], seconds)
     if wanted("triton.planted"):
-        yield _planted(replace(known["triton.planted"], tool=sentryward), quick)
-    if not quick and wanted("triton.device"):
+        yield _planted(replace(known["triton.planted"], tool=sentryward))
+    if wanted("triton.device"):
         yield _recorded(known["triton.device"])
 
 
@@ -172,8 +169,6 @@ def _counted(name: str, found: dict[str, Any]) -> str:
 
 
 def _recorded(claim: Claim) -> Claim:
-    from . import sanitizer
-
     kept = sanitizer.record()
     tools, planted = kept["tools"], kept["planted"]
     wrong = [
@@ -203,12 +198,12 @@ def _recorded(claim: Claim) -> Claim:
     )
 
 
-def _planted(claim: Claim, quick: bool) -> Claim:
+def _planted(claim: Claim) -> Claim:
     began = time.monotonic()
-    bugs = planted.bugs()[:: QUICK_OF if quick else 1]
+    bugs = planted.bugs()
     with ThreadPoolExecutor(2) as pool:
         missed = [why for why in pool.map(planted.missed, bugs) if why]
-    found = planted.run("barriers", QUICK_BARRIERS if quick else BARRIERS)
+    found = planted.run("barriers", BARRIERS)
     counts = found["counts"]
     undecided = [f"barrier not decided: {label}" for label in found["undecided"].get("undecided", [])]
     if not counts["flagged"]:

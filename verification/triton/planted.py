@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,18 +62,29 @@ def run(check: str, calls: str = "", folder: Path = ROOT, seconds: float | None 
     return found
 
 
-def missed(bug: Bug) -> str:
-    """Why a planted bug was not noticed as it should be, or ""."""
+@contextlib.contextmanager
+def copy_with(bug: Bug) -> Iterator[Path]:
+    """A copy of the project with the bug in it.
+
+    Raises:
+        LookupError: the text is not there exactly once.
+    """
     with tempfile.TemporaryDirectory(prefix="steelworks-triton-bug-") as name:
         folder = Path(name)
         copy_project(folder, ("steelworks", "verification"))
         file = folder / _KERNELS / bug.file
         text = file.read_text(encoding="utf-8")
-        try:
-            file.write_text(planted(text, bug.file, bug.find, bug.replace, bug.inside), encoding="utf-8")
+        file.write_text(planted(text, bug.file, bug.find, bug.replace, bug.inside), encoding="utf-8")
+        yield folder
+
+
+def missed(bug: Bug) -> str:
+    """Why a planted bug was not noticed as it should be, or ""."""
+    try:
+        with copy_with(bug) as folder:
             found = run(bug.check, bug.calls, folder, _SECONDS)
-        except (LookupError, RuntimeError, subprocess.TimeoutExpired) as problem:
-            return f"{bug.what}: {problem}"
+    except (LookupError, RuntimeError, subprocess.TimeoutExpired) as problem:
+        return f"{bug.what}: {problem}"
     if not any(bug.says in wrong for wrong in found["wrong"]):
         return f"{bug.what}: {bug.check} says {found['wrong'][:2]}, not {bug.says!r}"
     return ""

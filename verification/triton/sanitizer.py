@@ -38,6 +38,8 @@ from typing import Any, Final
 
 from verification.claims import ToolMissing
 
+from .planted import Bug, bugs, copy_with, without_barrier
+
 TOOLS: Final = ("memcheck", "racecheck", "synccheck", "initcheck")
 RECORD: Final = Path(__file__).with_name("sanitizer.json")
 _RECORDS: Final = "python -m verification.triton.sanitizer --json verification/triton/sanitizer.json"
@@ -164,13 +166,10 @@ def run_calls(pattern: str, part: int, parts: int, without: int) -> int:
 
     def make_cubin(self: Any, src: str, *given: Any, **named: Any) -> Any:
         nonlocal barriers
-        lines = src.splitlines(keepends=True)
-        places = [n for n, line in enumerate(lines) if re.match(r"\s*(bar\.sync|barrier\.sync)\b", line)]
+        mutants = without_barrier(src)
         number = without - len(barriers)
-        barriers += ("w" if "wgmma" in src else ".") * len(places)
-        if 0 < number <= len(places):
-            del lines[places[number - 1]]
-        return real(self, "".join(lines), *given, **named)
+        barriers += ("w" if "wgmma" in src else ".") * len(mutants)
+        return real(self, mutants[number - 1] if 0 < number <= len(mutants) else src, *given, **named)
 
     CUDABackend.make_cubin = make_cubin
     # What the vendor's products write through the copy engine is not seen; what a copy kernel writes is.
@@ -257,7 +256,7 @@ def _merge(some: Sequence[Said]) -> Said:
     return Said(found, sum(s.calls for s in some), sum(s.others for s in some), problems)
 
 
-def measure(pattern: str, tools: Sequence[str], bugs: bool) -> dict[str, Any]:
+def measure(pattern: str, tools: Sequence[str], plant: bool) -> dict[str, Any]:
     """Everything: the calls under each tool, then the runs that must be noticed."""
     import torch
 
@@ -291,7 +290,7 @@ def measure(pattern: str, tools: Sequence[str], bugs: bool) -> dict[str, Any]:
             )
             seconds = time.monotonic() - began
             per_tool = {t: _merge([s for s, j in zip(said, jobs, strict=True) if j[0] == t]) for t in tools}
-            planted = _bugs(Path(name), pool) if bugs else {}
+            planted = _bugs(Path(name), pool) if plant else {}
     return {
         "version": re.search(r"Version ([\d.]+)", version)[1] if "Version" in version else version.strip(),  # type: ignore[index]
         "gpu": torch.cuda.get_device_name(),
@@ -314,8 +313,6 @@ def measure(pattern: str, tools: Sequence[str], bugs: bool) -> dict[str, Any]:
 
 def _bugs(place: Path, pool: ThreadPoolExecutor) -> dict[str, dict[str, list[str]]]:
     """The runs with a bug: barriers taken out, and the bounds of planted.toml; by kind, noticed and not."""
-    from .planted import bugs
-
     kinds = dict(zip(BARRIERS, pool.map(lambda call: _barriers_of(call, place), BARRIERS), strict=True))
     jobs = [(call, number) for call in BARRIERS for number in range(1, len(kinds[call]) + 1)]
 
@@ -330,7 +327,7 @@ def _bugs(place: Path, pool: ThreadPoolExecutor) -> dict[str, dict[str, list[str
         kind = KINDS[kinds[call][number - 1] == "w"]
         found[kind][NOTICED if noticed else MISSED].append(f"{call}: {number}")
     wrong = [bug for bug in bugs() if bug.check == "bounds"]
-    for bug, noticed in zip(wrong, pool.map(lambda bug: _planted(bug, place), wrong), strict=True):
+    for bug, noticed in zip(wrong, pool.map(_planted, wrong), strict=True):
         found[KINDS[2]][NOTICED if noticed else MISSED].append(bug.what)
     return found
 
@@ -351,15 +348,8 @@ def _barriers_of(call: str, place: Path) -> str:
     return said[2]
 
 
-def _planted(bug: Any, place: Path) -> bool:
-    from verification.mutants.planting import copy_project, planted
-
-    with tempfile.TemporaryDirectory(dir=place) as name:
-        folder = Path(name)
-        copy_project(folder, ("steelworks", "verification"))
-        file = folder / CODE[0] / bug.file
-        text = file.read_text(encoding="utf-8")
-        file.write_text(planted(text, bug.file, bug.find, bug.replace, bug.inside), encoding="utf-8")
+def _planted(bug: Bug) -> bool:
+    with copy_with(bug) as folder:
         environment = _environment(folder / "cache", folder)
         return sanitize("memcheck", _command(bug.calls), environment, _SECONDS_BUG, folder).noticed
 
